@@ -1,0 +1,47 @@
+"""Generated street scenes, no download: large view 128x256, input 64x128.
+
+    dsrl train --config=synthetic:dsrl=full --workdir=runs/full
+
+`tiny` shrinks the run to two steps of a narrow network, for tests and a first look. The numbers
+reached are in the README.
+"""
+
+from dsrl_jax import config as configs
+
+
+def get_config(arg=''):
+    """Arguments: net, dsrl (none | sssr | sssr+sisr | full), head, width, tiny."""
+    arg = configs.parse_arg(
+        arg, net='espnetv2', dsrl='full', head='official_deconv', width=1.0, tiny=False
+    )
+    config = configs.base()
+
+    config.data.name = 'synthetic'
+    config.data.size = (128, 256)
+    config.data.scale_range = (0.8, 1.4)
+    config.data.batch_size = 4
+    config.data.eval_batch_size = 8
+    config.data.workers = 0  # cached scenes are faster than a worker's start
+
+    config.model.net = arg.net
+    config.model.dsrl = arg.dsrl
+    config.model.width = arg.width
+    config.sssr.head = arg.head
+
+    config.optimizer.lr = 0.02  # a short run from scratch
+    config.optimizer.warmup = 20
+    config.ema = 0.99
+    config.steps = 600
+
+    if arg.tiny:
+        config.data.size = (64, 128)
+        config.data.length = 8
+        config.data.batch_size = 4
+        config.data.eval_batch_size = 4
+        config.model.width = 0.5
+        config.optimizer.warmup = 0
+        config.ema = 0.0
+        config.steps = 2
+        config.eval.pictures = 1
+        config.log.every = 1
+    return config

@@ -1,0 +1,91 @@
+"""`dsrl VERB ...`: parse the flags of a verb and call its module; user errors are one line."""
+
+import argparse
+import importlib
+import sys
+import traceback
+
+from dsrl_jax import __version__
+from dsrl_jax.errors import UserError, nearest, one_of
+
+# verb -> (module, what it does). The module has `flags(parser)` and `main(args)`.
+VERBS = {
+    'train': ('dsrl_jax.train', 'train a network and score it'),
+    'eval': ('dsrl_jax.evaluate', 'score a training run or an exported model'),
+    'export': ('dsrl_jax.export', 'write the inference-only network'),
+    'predict': ('dsrl_jax.predict', 'class maps, colours and overlays of pictures'),
+    'convert': ('dsrl_jax.convert', "bring another project's weights into a model directory"),
+    'data': ('dsrl_jax.data.command', 'check, list and show a data set'),
+    'flops': ('dsrl_jax.flops', 'parameters and multiply-adds, with and without the head'),
+    'compare': ('dsrl_jax.compare', 'one report of several training runs'),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors of flags are user errors, in the same one line."""
+
+    def error(self, message):
+        raise UserError('command line', message, 'known flags', f'see `{self.prog} --help`.')
+
+
+def main(argv: list[str]) -> int:
+    """Run one command; the exit code is 0, 2 for a user error, or the verb's own."""
+    debug = '--debug' in argv
+    argv = [item for item in argv if item != '--debug']
+    try:
+        return _dispatch(argv) or 0
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def _dispatch(argv: list[str]) -> int | None:
+    if not argv or argv[0] in ('-h', '--help', 'help'):
+        print(f'dsrl {__version__}: dual super-resolution learning\n')
+        for verb, (_, text) in VERBS.items():
+            print(f'  dsrl {verb:<9} {text}')
+        print('\n`dsrl VERB --help` lists the flags of a verb; --debug shows tracebacks.')
+        return 0
+    if argv[0] == '--version':
+        print(__version__)
+        return 0
+    verb = argv[0]
+    if verb not in VERBS:
+        raise UserError('command line', f'the verb {verb!r}', one_of(VERBS), nearest(verb, VERBS))
+    _prepare()
+    module = importlib.import_module(VERBS[verb][0])
+    parser = _Parser(prog=f'dsrl {verb}', description=VERBS[verb][1], allow_abbrev=False)
+    module.flags(parser)
+    args, rest = parser.parse_known_args(argv[1:])
+    args.overrides = _overrides(rest, takes_config=hasattr(args, 'config'))
+    return module.main(args)
+
+
+def _overrides(rest: list[str], *, takes_config: bool) -> list[tuple[str, str]]:
+    """`--config.a.b=value` flags as (dotted path, text); anything else is unknown."""
+    pairs = []
+    for item in rest:
+        name, equals, value = item.partition('=')
+        if not (takes_config and name.startswith('--config.') and equals):
+            expected = 'a flag of this verb'
+            if takes_config:
+                expected += ' or --config.FIELD=VALUE'
+            raise UserError('command line', repr(item), expected, 'see --help.')
+        pairs.append((name.removeprefix('--config.'), value))
+    return pairs
+
+
+def _prepare() -> None:
+    """Settings that must precede the first use of their library."""
+    from absl import flags, logging
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # the loader's worker processes read absl flags
+    logging.set_verbosity(logging.WARNING)

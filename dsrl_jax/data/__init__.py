@@ -1,0 +1,43 @@
+"""Data: sources of labelled images, chosen by name, and what turns them into batches.
+
+Nothing below this folder imports jax or a model: worker processes must not open a device.
+"""
+
+from dsrl_jax.data import camvid, folder
+from dsrl_jax.data.sources import Cached, Joined
+from dsrl_jax.data.synthetic import SyntheticSource
+from dsrl_jax.errors import UserError, lookup
+
+
+def build(config, split: str):
+    """The source of a split, or of several joined by '+', of the data set `config.name`.
+
+    With `config.cache` every element stays in memory once decoded (each worker keeps its own
+    copy): meant for splits of a few hundred megabytes, such as CamVid. Raises UserError for the
+    first mistake found while the files are listed.
+    """
+    parts = [_one(config, part) for part in split.split('+')]
+    source = parts[0] if len(parts) == 1 else Joined(parts, split)
+    return Cached(source) if config.cache else source
+
+
+def list_split(config, split: str):
+    """The source of one split as it was listed, its `problems` not raised yet."""
+    return lookup(SOURCES, config.name, 'data.name')(config, split)
+
+
+def _synthetic(config, split):
+    return SyntheticSource(split, size=tuple(config.size), seed=config.seed, length=config.length)
+
+
+SOURCES = {'camvid': camvid.build, 'folder': folder.build, 'synthetic': _synthetic}
+
+
+def _one(config, split):
+    source = list_split(config, split)
+    problems = getattr(source, 'problems', ())
+    if problems:
+        raise problems[0]
+    if not len(source):
+        raise UserError(f'split {split}', 'no image', 'at least one', 'choose another split.')
+    return source

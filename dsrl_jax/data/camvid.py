@@ -1,0 +1,150 @@
+"""CamVid in SegNet's layout: 11 classes, void ignored.
+
+    ROOT/SPLIT.txt           lines `image label`; without it the folders are paired by name
+    ROOT/SPLIT/NAME.png      or .jpg
+    ROOT/SPLITannot/NAME.png class indices 0..10 with 11 = void, or the 32 original colours
+                             (NAME.png or NAME_L.png), grouped to 11 as SegNet's labels are
+
+Paths in the lists are relative to ROOT; of an absolute path such as /SegNet/CamVid/train/X.png
+only what follows CamVid counts. A listed .png that is there as .jpg, or the other way, is taken.
+Colours outside the palette are void (one test label holds some two hundred such pixels).
+"""
+
+import pathlib
+
+import numpy as np
+
+from dsrl_jax.data import folder
+from dsrl_jax.data.sources import IGNORE, IMAGE_SUFFIXES, Pair, PairSource, as_indices, read_pixels
+from dsrl_jax.errors import UserError
+
+VOID = 11
+
+CLASSES = {
+    'Sky': (128, 128, 128),
+    'Building': (128, 0, 0),
+    'Pole': (192, 192, 128),
+    'Road': (128, 64, 128),
+    'Pavement': (60, 40, 222),
+    'Tree': (128, 128, 0),
+    'SignSymbol': (192, 128, 128),
+    'Fence': (64, 64, 128),
+    'Car': (64, 0, 128),
+    'Pedestrian': (64, 64, 0),
+    'Bicyclist': (0, 128, 192),
+}
+
+# The grouping that SegNet's 480x360 labels contain, measured on them; other groupings in use send
+# Bridge, Archway, TrafficCone, Child or Animal to a class and RoadShoulder to Pavement.
+ORIGINAL_COLORS = {
+    'Sky': [(128, 128, 128)],
+    'Building': [(128, 0, 0), (64, 192, 0), (64, 0, 64)],  # Building, Wall, Tunnel
+    'Pole': [(192, 192, 128)],
+    # Road, LaneMkgsDriv, LaneMkgsNonDriv, RoadShoulder
+    'Road': [(128, 64, 128), (128, 0, 192), (192, 0, 64), (128, 128, 192)],
+    'Pavement': [(0, 0, 192), (64, 192, 128)],  # Sidewalk, ParkingBlock
+    'Tree': [(128, 128, 0), (192, 192, 0)],  # Tree, VegetationMisc
+    'SignSymbol': [(192, 128, 128), (128, 128, 64), (0, 64, 64)],  # + Misc_Text, TrafficLight
+    'Fence': [(64, 64, 128)],
+    # Car, SUVPickupTruck, Truck_Bus, Train
+    'Car': [(64, 0, 128), (64, 128, 192), (192, 128, 192), (192, 64, 128)],
+    'Pedestrian': [(64, 64, 0)],
+    'Bicyclist': [(0, 128, 192), (192, 0, 192)],  # Bicyclist, MotorcycleScooter
+}
+
+
+def build(config, split: str) -> PairSource:
+    """The split below `config.root`; mistakes in the listing are in `problems`."""
+    root = pathlib.Path(config.root).expanduser()
+    if not root.is_dir():
+        raise UserError(root, 'no such folder', 'the root of CamVid', 'check data.root.')
+    listing, images = root / f'{split}.txt', root / split
+    if listing.is_file():
+        pairs, problems = read_list(listing)
+    elif images.is_dir():
+        labels = root / f'{split}annot'
+        labels = labels if labels.is_dir() else None
+        pairs, problems = folder.pair_by_stem(images, labels, ('.png', '_L.png'))
+    else:
+        raise UserError(
+            root,
+            f'no split {split!r}',
+            f'the list {split}.txt or the folder {split}',
+            'check data.root and the name of the split.',
+        )
+    return PairSource(
+        tuple(pairs), split, tuple(CLASSES), tuple(CLASSES.values()), read_label, tuple(problems)
+    )
+
+
+def read_label(path) -> np.ndarray:
+    """A label file, indices or original colours, as uint8 [H, W] of 0..10 and 255."""
+    pixels = read_pixels(path)
+    if pixels.ndim == 2:
+        return as_indices(pixels, path, num_classes=len(CLASSES), void=VOID)
+    return group_colors(pixels)
+
+
+def group_colors(pixels) -> np.ndarray:
+    """Original label colours uint8 [H, W, 3] -> class indices uint8 [H, W], 255 where void."""
+    codes = (pixels.astype(np.uint32) << np.array([16, 8, 0], np.uint32)).sum(-1, dtype=np.uint32)
+    table = [
+        ((r << 16) + (g << 8) + b, index)
+        for index, name in enumerate(CLASSES)
+        for r, g, b in ORIGINAL_COLORS[name]
+    ]
+    known, classes = (np.array(column) for column in zip(*sorted(table), strict=True))
+    place = np.minimum(np.searchsorted(known, codes), len(known) - 1)
+    return np.where(known[place] == codes, classes[place], IGNORE).astype(np.uint8)
+
+
+def read_list(listing: pathlib.Path) -> tuple[list[Pair], list[UserError]]:
+    """(pairs, problems) of a list file; every line that cannot be used is a problem."""
+    root, pairs, problems, seen = listing.parent, [], [], {}
+    for number, line in enumerate(listing.read_text(encoding='utf-8-sig').splitlines(), 1):
+        where, entries = f'{listing}:{number}', line.split()
+        if not entries:
+            continue
+        if len(entries) != 2:
+            problems.append(
+                UserError(where, repr(line.strip()), '`image label`', 'correct the line.')
+            )
+            continue
+        try:
+            image, label = (_resolve(root, entry, where) for entry in entries)
+        except UserError as problem:
+            problems.append(problem)
+            continue
+        if image.stem in seen:
+            problems.append(
+                UserError(
+                    where,
+                    f'{image.stem} a second time (first in line {seen[image.stem]})',
+                    'every image once',
+                    'remove the line.',
+                )
+            )
+            continue
+        seen[image.stem] = number
+        pairs.append(Pair(image.stem, image, label))
+    if not pairs and not problems:
+        problems.append(
+            UserError(listing, 'an empty list', 'lines `image label`', 'restore the list.')
+        )
+    return pairs, problems
+
+
+def _resolve(root: pathlib.Path, entry: str, where: str) -> pathlib.Path:
+    parts = pathlib.PurePosixPath(entry.replace('\\', '/')).parts
+    published = [i for i, part in enumerate(parts[:-2]) if part.lower() in ('camvid', 'segnet')]
+    if published:
+        parts = parts[-2:]
+    if '..' in parts or pathlib.PurePosixPath(*parts).is_absolute() or ':' in parts[0]:
+        raise UserError(
+            where, f'the path {entry}', f'a path inside {root}', 'write it relative to the root.'
+        )
+    path = root.joinpath(*parts)
+    for candidate in (path, *(path.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)):
+        if candidate.is_file():
+            return candidate
+    raise UserError(where, f'no file {path}', 'an existing file', 'add it or remove the line.')

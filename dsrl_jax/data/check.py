@@ -1,0 +1,151 @@
+"""Reads a whole data set before a training run does, and names every file that would break it."""
+
+import dataclasses
+
+import numpy as np
+
+from dsrl_jax import data
+from dsrl_jax.data.frequencies import count, spaced, summarize
+from dsrl_jax.errors import UserError
+
+
+@dataclasses.dataclass
+class Report:
+    """Result of `check`: all `problems`; `splits`: split -> counts as of `class_frequencies`."""
+
+    classes: tuple[str, ...] = ()
+    problems: list[UserError] = dataclasses.field(default_factory=list)
+    splits: dict[str, dict] = dataclasses.field(default_factory=dict)
+    images: int = 0
+
+
+def check(config, splits=None) -> Report:
+    """Reads every file of `splits` (None: those of train_split and eval_split) of a data config.
+
+    Does not stop at a bad file: each becomes one UserError in the report's `problems`.
+    """
+    report = Report()
+    train, evaluated = config.train_split.split('+'), config.eval_split.split('+')
+    for split in splits or dict.fromkeys(train + evaluated):
+        try:
+            source = data.list_split(config, split)
+        except UserError as problem:
+            report.problems.append(problem)
+            continue
+        report.classes = tuple(source.classes)
+        report.problems += getattr(source, 'problems', ())
+        _check_split(report, source, split, config, split in train, split in evaluated)
+    return report
+
+
+def check_sample(source, n: int = 4) -> None:
+    """Reads `n` evenly spaced elements; raises UserError for the first that cannot be trained on.
+
+    What a training run calls by itself before it starts; `check` reads everything.
+    """
+    seen = []
+    for index in spaced(len(source), n):
+        element = source[index]
+        where = source.files(index).get('label', element['name'])
+        if 'label' not in element:
+            raise _unlabelled(source.split, element['name'])
+        seen.append((where, count(element['label'], source.num_classes)))
+    problems = _masks(seen, source.num_classes)
+    if problems:
+        raise problems[0]
+
+
+def report_problems(report: Report, write=print) -> int:
+    """Prints the problems, a table of pixel shares, and the sum; gives the number of problems."""
+    for problem in report.problems:
+        write(str(problem))
+    columns = list(report.splits)
+    if columns:
+        width = max(12, *(len(name) + 2 for name in report.classes))
+        head = ''.join(f'{split + " %":>12}{"images":>8}' for split in columns)
+        write(f'{"class":<{width}}{head}')
+        for index, name in enumerate([*report.classes, '(ignored)']):
+            cells = (_cells(report.splits[split], index) for split in columns)
+            write(f'{name:<{width}}' + ''.join(cells))
+    number = len(report.problems)
+    write(f'{report.images} images, {number} problem{"" if number == 1 else "s"}')
+    return number
+
+
+def _check_split(report, source, split, config, trained, evaluated):
+    seen, largest, read = [], (0, 0), 0
+    for index in range(len(source)):
+        element, problems = _read(source, index)
+        report.problems += problems
+        if element is None:
+            continue
+        read += 1
+        largest = tuple(np.maximum(largest, element['image'].shape[:2]).tolist())
+        if 'label' in element:
+            where = source.files(index).get('label', element['name'])
+            seen.append((where, count(element['label'], source.num_classes)))
+    report.images += len(source)
+    report.splits[split] = summarize([counts for _, counts in seen], source.num_classes)
+    report.problems += _masks(seen, source.num_classes)
+    if trained and read and not seen:
+        report.problems.append(_unlabelled(split, split))
+    size = tuple(config.eval_size or config.size)
+    if evaluated and config.eval_fit == 'pad' and (largest[0] > size[0] or largest[1] > size[1]):
+        report.problems.append(
+            UserError(
+                'data.eval_size',
+                f'{size[0]}x{size[1]} (HxW)',
+                f'room for the images of {split}, up to {largest[0]}x{largest[1]}',
+                'enlarge it or set data.eval_fit=resize.',
+            )
+        )
+
+
+def _read(source, index):
+    """(element or None, problems): a broken image does not hide its broken label."""
+    try:
+        return source[index], []
+    except UserError as problem:
+        problems = [problem]
+    label = source.files(index).get('label')
+    if label is not None and problems[0].where != str(label):
+        try:
+            source.read_label(label)
+        except UserError as problem:
+            problems.append(problem)
+    return None, problems
+
+
+def _masks(seen, num_classes):
+    """Problems of labels that are black and white masks: 0 and 255 and never another class.
+
+    One image with class 0 and ignored pixels only is legal; a whole set of them is a mask.
+    """
+    black_and_white = [where for where, counts in seen if counts[0] and counts[-1]]
+    if num_classes < 2 or not black_and_white or any(c[1:-1].any() for _, c in seen):
+        return []
+    return [
+        UserError(
+            where,
+            'only the values 0 and 255 (a black and white mask), as in every label of the split',
+            f'class indices 0..{num_classes - 1}, where 255 means ignore',
+            'divide the mask by 255 or write an index map.',
+        )
+        for where in black_and_white
+    ]
+
+
+def _unlabelled(split, where):
+    return UserError(
+        where,
+        'images without labels',
+        f'a label for every image of the training split {split}',
+        'add the labels or choose another split.',
+    )
+
+
+def _cells(counts, index):
+    total = max(int(counts['pixels'].sum()) + counts['ignored'], 1)
+    if index == len(counts['pixels']):
+        return f'{100 * counts["ignored"] / total:12.2f}{counts["images"]:8d}'
+    return f'{100 * int(counts["pixels"][index]) / total:12.2f}{int(counts["presence"][index]):8d}'

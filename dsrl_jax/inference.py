@@ -1,0 +1,223 @@
+"""A trained network ready to use: from an exported directory, or straight from a workdir."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+
+import jax
+import ml_collections
+import numpy as np
+
+from dsrl_jax import checkpoint, models
+from dsrl_jax import config as configs
+from dsrl_jax.data import geometry, sources
+from dsrl_jax.errors import UserError
+from dsrl_jax.models.dsrl import inference_variables
+from dsrl_jax.ops import resize
+from dsrl_jax.ops.scores import arg_max
+from dsrl_jax.report.overlay import colorize, overlay
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What `Model.predict` found: `labels` [H,W] at the size of `image` [H,W,3] uint8."""
+
+    labels: np.ndarray
+    image: np.ndarray
+    classes: list[str]
+    palette: list[tuple[int, int, int]]
+
+    def colors(self) -> np.ndarray:
+        """The class map in colours, uint8 [H,W,3]."""
+        return colorize(self.labels, self.palette)
+
+    def overlay(self, alpha: float = 0.5) -> np.ndarray:
+        """The coloured class map over the image, uint8 [H,W,3]."""
+        return overlay(self.image, self.labels, self.palette, alpha)
+
+    def shares(self) -> dict[str, float]:
+        """Share of the image's pixels of every class that occurs, largest first."""
+        count = np.bincount(self.labels.ravel(), minlength=len(self.classes))
+        found = {name: n / self.labels.size for name, n in zip(self.classes, count) if n}
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+class Model:
+    """Network, weights and the names of its classes; `variables` hold what inference needs."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        variables: dict,
+        classes: list[str],
+        colors: list[tuple[int, int, int]],
+        *,
+        folded: bool = False,
+    ):
+        self.config, self.classes, self.colors = config, list(classes), [tuple(c) for c in colors]
+        self.folded = folded
+        self.network = build_network(config, len(self.classes), folded=folded)
+        self.variables = variables
+        self.label_map = jax.jit(label_function(self.network, config, len(self.classes)))
+
+    def predict(self, image, *, resize: bool = True) -> Result:
+        """Classes of an image: uint8 [H,W,3], or the path of a picture, of any size.
+
+        The image is the large view, brought to the size the model was made for as its
+        evaluation does (resized, or shrunk only if too large and then padded) and shrunk by the
+        shared filter to the network's input. `resize=False` keeps the image's own size and pads
+        it to one the network can take. The labels come back at the image's own size.
+        """
+        image = sources.read_image(image) if isinstance(image, str | pathlib.Path) else image
+        image = np.asarray(image)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            found = f'{image.dtype} {list(image.shape)}'
+            raise UserError('predict', found, 'uint8 [height, width, 3]', 'convert the image.')
+        view = self._fit(image) if resize else self._pad(image)
+        found = np.asarray(self.label_map(self.variables, view['target'][None]))[0]
+        labels = _region_to_image(found, view['region'], image.shape[:2])
+        return Result(labels, image, self.classes, self.colors)
+
+    def _fit(self, image: np.ndarray) -> dict:
+        """The large view of an image, at the size the model was made for."""
+        size, data = configs.eval_size(self.config), self.config.data
+        height, width = image.shape[:2]
+        ratio = min(size[0] / height, size[1] / width)
+        if data.eval_fit == 'resize' and ratio > 1:
+            print(f'note: image {height}x{width} enlarged to {size[0]}x{size[1]}')
+        if data.eval_fit == 'pad' and ratio < 1:
+            smaller = (max(1, round(height * ratio)), max(1, round(width * ratio)))
+            image = geometry.fit(image, smaller, 'resize', data.fill)['target']
+        return geometry.fit(image, size, data.eval_fit, data.fill)
+
+    def _pad(self, image: np.ndarray) -> dict:
+        """The image at its own size, padded to one the network can take."""
+        unit = self.network.multiple * self.config.scale
+        size = tuple(-(-n // unit) * unit for n in image.shape[:2])
+        return geometry.fit(image, size, 'pad', self.config.data.fill)
+
+
+def build_network(config, classes: int, *, folded: bool = False, conv_impl: str | None = None):
+    """The Linen module that a configuration names, for a data set of that many classes."""
+    model = config.model
+    return models.create(
+        model.net,
+        num_classes=model.num_classes or classes,
+        dsrl=model.dsrl,
+        dtype=model.dtype,
+        conv_impl=conv_impl or model.conv_impl,
+        folded=folded,
+        dropout=model.dropout,
+        scale=config.scale,
+        sssr=config.sssr.to_dict(),
+        sisr=config.sisr.to_dict(),
+        tap=model.tap,
+        width=model.width,
+    )
+
+
+def label_function(network, config, classes: int):
+    """`labels(variables, target)`: uint8 large view [B,sH,sW,3] -> class map [B,sH,sW]."""
+    mean, std = config.data.mean, config.data.std
+    competing = config.eval.classes or classes
+
+    def labels(variables, target):
+        image = resize.small_input(target, config.scale, mean, std)
+        outputs = network.apply(variables, image, train=False)
+        return arg_max(
+            outputs['scores'],
+            target.shape[1:3],
+            convention=outputs['resize'],
+            num_classes=competing,
+        )
+
+    return labels
+
+
+def _region_to_image(found: np.ndarray, region, size: tuple[int, int]) -> np.ndarray:
+    """The part [top, left, height, width] of a class map, at an image's size, nearest."""
+    rows = region[0] + (2 * np.arange(size[0]) + 1) * region[2] // (2 * size[0])
+    columns = region[1] + (2 * np.arange(size[1]) + 1) * region[3] // (2 * size[1])
+    return found[rows][:, columns]
+
+
+def input_size(config, size) -> tuple[int, int]:
+    """Height and width of the small input of a large view."""
+    return tuple(n // config.scale for n in size)
+
+
+def check_size(network, config) -> None:
+    """Raise UserError unless the network can take the training and evaluation sizes."""
+    unit = network.multiple * config.scale
+    for field, size in (('size', config.data.size), ('eval_size', configs.eval_size(config))):
+        if len(size) != 2 or any(n < unit or n % unit for n in size):
+            found = 'x'.join(map(str, size))
+            legal = 'x'.join(str(max(unit, round(n / unit) * unit)) for n in size)
+            raise UserError(
+                f'config.data.{field}',
+                f'a large view of {found}',
+                f'multiples of {unit} ({network.multiple} for {config.model.net}, times the '
+                f'scale {config.scale})',
+                f'use {legal}, for instance.',
+            )
+
+
+def load(directory: str | pathlib.Path) -> Model:
+    """The model that `dsrl export` wrote to a directory."""
+    directory = pathlib.Path(directory)
+    saved = read_card(directory)
+    config = ml_collections.ConfigDict(configs.base())
+    configs.fill(config, saved['config'], str(directory / 'config.json'))
+    network = build_network(config, len(saved['classes']), folded=saved['folded'])
+    shapes = abstract_variables(network, config)
+    variables = checkpoint.load_params(directory / 'params', inference_variables(shapes))
+    return Model(config, variables, saved['classes'], saved['colors'], folded=saved['folded'])
+
+
+def from_workdir(workdir: str | pathlib.Path) -> tuple[Model, dict, int]:
+    """The model of a training run, with the variables of all branches and the step they are of."""
+    workdir = pathlib.Path(workdir)
+    if not (workdir / 'config.json').is_file():
+        remedy = 'give the --workdir of a `dsrl train` run.'
+        raise UserError(workdir, 'no config.json', "a training run's directory", remedy)
+    config = configs.load_json(workdir / 'config.json')
+    dataset = read_json(workdir / 'dataset.json')
+    network = build_network(config, len(dataset['classes']))
+    shapes = abstract_variables(network, config)
+    if config.ema:
+        weights, step = checkpoint.restore_weights(workdir, {'ema': shapes})
+        variables = weights['ema']
+    else:
+        variables, step = checkpoint.restore_weights(workdir, shapes)
+    model = Model(config, inference_variables(variables), dataset['classes'], dataset['colors'])
+    return model, variables, step
+
+
+def abstract_variables(network, config) -> dict:
+    """Shapes of all variables of a network, without computing any."""
+    small = input_size(config, configs.eval_size(config))
+    image = jax.ShapeDtypeStruct((1, *small, 3), np.float32)
+    init = functools.partial(network.init, train=False, sr=True)
+    shapes = jax.eval_shape(init, jax.random.key(0), image)
+    return {'params': shapes['params'], 'batch_stats': shapes.get('batch_stats', {})}
+
+
+def read_card(directory: pathlib.Path) -> dict:
+    """`config.json` of an exported model."""
+    path = directory / 'config.json'
+    saved = read_json(path)
+    missing = {'config', 'classes', 'colors', 'folded'} - set(saved)
+    if missing:
+        found = 'no ' + ', '.join(sorted(missing))
+        raise UserError(path, found, 'an exported model', 'write it with `dsrl export`.')
+    return saved
+
+
+def read_json(path: pathlib.Path) -> dict:
+    """A JSON file, or a UserError that names it."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        expected = 'a file written by `dsrl train` or `dsrl export`'
+        raise UserError(path, str(error), expected, 'check the directory.') from None

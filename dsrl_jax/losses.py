@@ -1,0 +1,135 @@
+"""The DSRL objective L = L_ce + w1 L_mse + w2 L_fa (equations 1 to 5 of the paper)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsrl_jax.errors import UserError
+from dsrl_jax.ops import resize
+from dsrl_jax.ops.affinity import affinity_loss
+from dsrl_jax.ops.scores import pixel_cross_entropy
+
+# Printed in SegNet's CamVid prototxts; another label version than the published annotations.
+SEGNET_CAMVID = (
+    *(0.2595, 0.1826, 4.5640, 0.1417, 0.9051, 0.3826),
+    *(9.6446, 1.8418, 0.6823, 6.2478, 7.3614),
+)
+
+
+def make_loss(config, class_weights: np.ndarray | None = None) -> Callable:
+    """`loss(outputs, batch, *, step, key) -> {'ce', 'mse', 'fa', ..., 'total'}`, float32 scalars.
+
+    `batch` holds `view` [B,sH,sW,3] (the normalised large view), `label` [B,sH,sW] and `mask`
+    [B,sH,sW]; the terms are means over real pixels, so none depends on batch size or devices.
+    Terms whose branch is absent from `outputs` are absent from the result.
+    """
+
+    def loss(outputs: dict, batch: dict, *, step: jax.Array, key: jax.Array) -> dict:
+        terms = {'ce': cross_entropy(outputs, batch['label'], config, class_weights)}
+        total = terms['ce']
+        if 'sr' in outputs:
+            terms['mse'] = mse(outputs['sr'], batch['view'], batch['mask'], config.mse.reduction)
+            total += config.mse.weight * terms['mse']
+        if 'sr_feature' in outputs:
+            terms['fa'] = feature_affinity(outputs, batch['mask'], config, key)
+            total += ramp(config.fa.weight, config.fa.ramp, step) * terms['fa']
+        terms['total'] = total
+        return terms
+
+    return loss
+
+
+def cross_entropy(outputs: dict, label: jax.Array, config, class_weights=None) -> jax.Array:
+    """Mean cross entropy of label [B,sH,sW] (255 ignored) under the network's scores (eq. 4).
+
+    With class weights w it is sum(w l) / sum(w), as in torch. `ce.labels='input'` supervises at
+    the size of the small input, as the paper's base networks are.
+    """
+    if config.ce.labels == 'input':
+        size = tuple(n // config.scale for n in label.shape[1:])
+        label = resize.nearest(label[..., None], size)[..., 0]
+    ce = pixel_cross_entropy(outputs['scores'], label, convention=outputs['resize'])
+    weight = (label != 255).astype(jnp.float32)
+    if class_weights is not None:
+        table = np.zeros(256, np.float32)
+        table[: len(class_weights)] = class_weights
+        weight = jnp.take(jnp.asarray(table), label.astype(jnp.int32), axis=0)
+    return jnp.sum(weight * ce) / jnp.maximum(jnp.sum(weight), 1e-6)
+
+
+def mse(sr: jax.Array, view: jax.Array, mask: jax.Array, reduction: str = 'mean') -> jax.Array:
+    """Squared error of sr against view, [B,sH,sW,3] each, over real pixels of mask (eq. 5).
+
+    'mean' averages over channels too; 'channel_sum' is the equation to the letter, 3 x larger.
+    """
+    error = jnp.square(sr.astype(jnp.float32) - view)
+    real = mask[..., None].astype(jnp.float32)
+    mean = jnp.sum(error * real) / (jnp.maximum(jnp.sum(real), 1.0) * sr.shape[-1])
+    return mean * sr.shape[-1] if reduction == 'channel_sum' else mean
+
+
+def feature_affinity(outputs: dict, mask: jax.Array, config, key: jax.Array) -> jax.Array:
+    """L_fa (eq. 1-2) of `seg_feature` and `sr_feature` on the grid input/fa.grid.
+
+    Finer maps are average-pooled and coarser ones enlarged to that grid before the normalisation;
+    a cell counts where all its pixels are real.
+    """
+    fa = config.fa
+    size = tuple(max(1, n // (config.scale * fa.grid)) for n in mask.shape[1:])
+    seg = resize.pool_to(outputs['seg_feature'], size)
+    sr = resize.pool_to(outputs['sr_feature'], size)
+    real = resize.pool_to(mask[..., None].astype(jnp.float32), size)[..., 0] > 0.999
+    return affinity_loss(
+        seg,
+        sr,
+        sampling=fa.sampling,
+        q=fa.q,
+        eps=fa.eps,
+        mask=real,
+        key=key,
+        stop_gradient_sr=fa.stop_gradient_sr,
+        window=fa.window,
+        dilation=fa.dilation,
+    )
+
+
+def ramp(weight: float, steps: int, step: jax.Array) -> jax.Array | float:
+    """The weight, grown linearly from 0 over that many steps."""
+    return weight * jnp.minimum(1.0, step / steps) if steps else weight
+
+
+def class_weights(spec: str, pixels: np.ndarray, present: np.ndarray) -> np.ndarray | None:
+    """Weights [K] of the classes: 'none', 'segnet', 'median_frequency', 'inverse_log', or numbers.
+
+    `pixels` [K] are the pixels of each class in the training split, `present` [K] the pixels of
+    the images that hold it. Median frequency: median(f) / f_c with f = pixels / present (SegNet);
+    inverse log: 1 / ln(1.10 + p) with p the share of all pixels (ENet, ESPNet). A class that does
+    not occur has weight 0.
+    """
+    classes = len(pixels)
+    if spec == 'none':
+        return None
+    with np.errstate(divide='ignore', invalid='ignore'):
+        if spec == 'median_frequency':
+            frequency = pixels / present
+            weights = np.median(frequency[pixels > 0]) / frequency
+        elif spec == 'inverse_log':
+            weights = 1 / np.log(1.10 + pixels / pixels.sum())
+        elif spec == 'segnet':
+            weights = np.asarray(SEGNET_CAMVID)
+        else:
+            weights = _numbers(spec)
+    if len(weights) != classes:
+        found = f'{len(weights)} class weights'
+        raise UserError('config.ce.weights', found, f'{classes}', 'give one number a class.')
+    return np.where(pixels > 0, weights, 0).astype(np.float32)
+
+
+def _numbers(spec: str) -> np.ndarray:
+    try:
+        return np.asarray([float(piece) for piece in spec.strip('()[]').split(',')])
+    except ValueError:
+        expected = 'none, median_frequency, inverse_log, segnet, or numbers'
+        raise UserError('config.ce.weights', repr(spec), expected, 'correct the value.') from None

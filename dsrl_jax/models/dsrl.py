@@ -1,0 +1,118 @@
+"""DSRL around any network: SSSR replaces its scores, SISR and the transform join in training."""
+
+from collections.abc import Mapping
+
+from flax import linen as nn
+
+from dsrl_jax.errors import UserError, lookup
+from dsrl_jax.models import heads
+from dsrl_jax.models.layers import Style
+
+# Which branches a mode builds: SSSR, SISR, feature transform.
+MODES = {
+    'none': (False, False, False),
+    'sssr': (True, False, False),
+    'sssr+sisr': (True, True, False),
+    'full': (True, True, True),
+}
+INFERENCE = ('network', 'sssr')  # the sub-trees a prediction needs
+BRANCHES = (*INFERENCE, 'sisr', 'transform')
+
+
+def wrap(
+    module: nn.Module,
+    *,
+    num_classes: int,
+    mode: str = 'full',
+    scale: int = 2,
+    sssr: Mapping | None = None,
+    sisr: Mapping | None = None,
+    tap: str = 'features',
+    style: Style | None = None,
+):
+    """DSRL around `module`, any Linen network that returns the dict described in `models`.
+
+    `sssr` holds head and width, `sisr` activation, skip and trunk (heads.sssr, heads.SISR).
+    Raises UserError for an unknown mode, scale or option.
+    """
+    style = style or Style()
+    has_sssr, has_sisr, has_transform = lookup(MODES, mode, 'model.dsrl')
+    if scale not in (1, 2, 4):
+        raise UserError('scale', repr(scale), '1, 2 or 4', 'set scale=2 as in the paper.')
+    sssr = _known(sssr, ('head', 'width'), 'sssr')
+    sisr = _known(sisr, ('activation', 'skip', 'trunk'), 'sisr')
+    return DSRL(
+        network=module,
+        sssr=heads.sssr(num_classes=num_classes, style=style, **sssr) if has_sssr else None,
+        sisr=heads.SISR(scale=scale, style=style, **sisr) if has_sisr else None,
+        transform=heads.FeatureTransform(style=style) if has_transform else None,
+        scale=scale,
+        tap=tap,
+    )
+
+
+class DSRL(nn.Module):
+    """Image [B, H, W, 3] -> the network's dict with `scores` super-resolved; built by `wrap`.
+
+    `scores` [B, h, w, K] and `resize` say how to reach (sH, sW).  With `sr` (None: as `train`)
+    also sr [B, sH, sW, 3], normalised RGB, and where there is a transform seg_feature
+    [B, h', w', 32] and sr_feature [B, H, W, 32], the two maps of the affinity loss.  `tap` names
+    the map of the network that the transform reads.  A branch that is None has no parameters.
+    """
+
+    network: nn.Module
+    sssr: nn.Module | None = None
+    sisr: nn.Module | None = None
+    transform: nn.Module | None = None
+    scale: int = 2
+    tap: str = 'features'
+
+    @property
+    def multiple(self):
+        """Legal heights and widths of the input are multiples of this, as for the network."""
+        return self.network.multiple
+
+    @nn.compact
+    def __call__(self, image, train: bool = False, sr: bool | None = None):
+        sr = train if sr is None else sr
+        height, width = image.shape[1:3]
+        outputs = dict(self.network(image, train=train))
+        if 'scores' not in outputs:
+            raise UserError(
+                'model.net',
+                f'a {type(self.network).__name__} without a map `scores`',
+                'a segmentation or pose network',
+                'choose another network, or dsrl=None for this one.',
+            )
+        added = {}
+        if self.sssr is not None:
+            size = (self.scale * height, self.scale * width)
+            added['scores'], added['resize'] = self.sssr(outputs, size, train)
+        if sr and self.sisr is not None:
+            added['sr'], sr_feature = self.sisr(outputs, (height, width), train)
+        if sr and self.transform is not None:
+            maps = {name: x for name, x in outputs.items() if getattr(x, 'ndim', 0) == 4}
+            features = lookup(maps, self.tap, 'model.tap')
+            added |= {
+                'seg_feature': self.transform(features, train),
+                'sr_feature': sr_feature,
+            }
+        return {**outputs, **added}
+
+
+def inference_variables(variables: Mapping) -> dict:
+    """The part of a DSRL model's variables that predictions need: network and sssr, as they are.
+
+    {'params': {branch: ...}, 'batch_stats': {branch: ...}} -> the same without other branches.
+    """
+    return {
+        collection: {name: tree[name] for name in INFERENCE if name in tree}
+        for collection, tree in variables.items()
+    }
+
+
+def _known(options, names, section):
+    table = dict.fromkeys(names)
+    for name in options or {}:
+        lookup(table, name, f'option of {section}')
+    return dict(options or {})

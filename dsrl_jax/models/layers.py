@@ -1,0 +1,290 @@
+"""Layers every network is built from; maps are [B, H, W, C], parameters float32.
+
+A convolution keeps `kernel` [kh, kw, Ci/groups, Co] (transposed: [kh, kw, Ci, Co/groups]) and
+`bias` [Co]; a norm keeps `scale`, `bias` [C] and the statistics `mean`, `var` [C].  Sibling
+children called `conv` and `norm` always mean "norm directly after conv": `fold` relies on it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from dsrl_jax.ops import convolution
+
+# Normal with std sqrt(2 / (Co kh kw)): torch's kaiming normal, fan_out; groups are not divided.
+he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """Numerics shared by all layers of a network: compute type, convolution form, folded norms."""
+
+    dtype: Any = jnp.float32
+    conv_impl: str = 'auto'
+    folded: bool = False
+
+
+@jax.tree_util.register_static
+class Convention(str):
+    """Name of a resize convention; has no leaves, so a dict that holds it passes through jit."""
+
+    def __new__(cls, name: str):
+        if name not in ('align_corners', 'half_pixel'):
+            raise ValueError(f'unknown resize convention {name!r}')
+        return super().__new__(cls, name)
+
+
+class Conv(nn.Module):
+    """Convolution, [B, H, W, Ci] -> [B, H', W', features]; padding None keeps H, W at stride 1."""
+
+    features: int
+    kernel_size: int | tuple[int, int] = 3
+    stride: int = 1
+    padding: Any = None
+    dilation: int = 1
+    groups: int = 1
+    use_bias: bool = False
+    style: Style = Style()
+    kernel_init: Callable = he_normal
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        size = _pair(self.kernel_size)
+        padding = self.padding
+        if padding is None:
+            padding = tuple((self.dilation * (k - 1) // 2,) * 2 for k in size)
+        shape = (*size, x.shape[-1] // self.groups, self.features)
+        kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
+        y = convolution.conv(
+            x.astype(self.style.dtype),
+            kernel.astype(self.style.dtype),
+            stride=self.stride,
+            padding=padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            impl=self.style.conv_impl,
+        )
+        return _add_bias(self, y) if self.use_bias else y
+
+
+class ConvTranspose(nn.Module):
+    """Transposed convolution, [B, H, W, Ci] -> [B, (H-1) s - 2p + k + op, ..., features]."""
+
+    features: int
+    kernel_size: int | tuple[int, int] = 3
+    stride: int = 2
+    padding: int = 1
+    output_padding: int = 1
+    groups: int = 1
+    use_bias: bool = False
+    style: Style = Style()
+    kernel_init: Callable = he_normal
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        shape = (*_pair(self.kernel_size), x.shape[-1], self.features // self.groups)
+        kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
+        y = convolution.conv_transpose(
+            x.astype(self.style.dtype),
+            kernel.astype(self.style.dtype),
+            stride=self.stride,
+            padding=self.padding,
+            output_padding=self.output_padding,
+            groups=self.groups,
+            impl=self.style.conv_impl,
+        )
+        return _add_bias(self, y) if self.use_bias else y
+
+
+class BatchNorm(nn.Module):
+    """(x - mean) / sqrt(var + epsilon) * scale + bias, [B, H, W, C] -> the same shape.
+
+    Training normalises with the biased variance over (B, H, W), global under a sharded jit, and
+    keeps the unbiased one n/(n-1), as torch does: new = momentum * old + (1 - momentum) * batch.
+    Statistics are float32 (float64 for float64 input).  Folded: x * scale + bias, no statistics.
+    """
+
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+    style: Style = Style()
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        channels = x.shape[-1]
+        scale = self.param('scale', nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        x, scale, bias = x.astype(wide), scale.astype(wide), bias.astype(wide)
+        if self.style.folded:
+            return (x * _row(scale, x) + _row(bias, x)).astype(self.style.dtype)
+        kept_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,), jnp.float32)
+        kept_var = self.variable('batch_stats', 'var', jnp.ones, (channels,), jnp.float32)
+        mean, var = kept_mean.value.astype(wide), kept_var.value.astype(wide)
+        if train:
+            mean, var = _moments(x, mean)
+            if not self.is_initializing():
+                n = x.size // channels
+                self._keep(kept_mean, mean)
+                self._keep(kept_var, var * (n / max(n - 1, 1)))
+        gain = scale * jax.lax.rsqrt(var + self.epsilon)
+        return ((x - _row(mean, x)) * _row(gain, x) + _row(bias, x)).astype(self.style.dtype)
+
+    def _keep(self, kept, value):
+        value = value.astype(kept.value.dtype)
+        kept.value = self.momentum * kept.value + (1 - self.momentum) * value
+
+
+class PReLU(nn.Module):
+    """x where x > 0, else slope * x, one slope per channel; [B, H, W, C] -> the same shape."""
+
+    style: Style = Style()
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        slope = self.param('slope', nn.initializers.constant(0.25), (x.shape[-1],), jnp.float32)
+        return jnp.where(x > 0, x, x * _row(slope.astype(x.dtype), x))
+
+
+class ConvNorm(nn.Module):
+    """Convolution, batch norm, activation (None, relu, prelu, tanh); children conv, norm, act.
+
+    [B, H, W, Ci] -> [B, H/stride, W/stride, features]; `transposed` enlarges by stride instead.
+    Folded: the convolution carries the bias and there is no norm.
+    """
+
+    features: int
+    kernel_size: int | tuple[int, int] = 3
+    stride: int = 1
+    padding: Any = None
+    dilation: int = 1
+    groups: int = 1
+    use_bias: bool = False
+    activation: str | None = None
+    transposed: bool = False
+    style: Style = Style()
+    epsilon: float = 1e-5
+    kernel_init: Callable = he_normal
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        common = {
+            'features': self.features,
+            'kernel_size': self.kernel_size,
+            'stride': self.stride,
+            'groups': self.groups,
+            'use_bias': self.use_bias or self.style.folded,
+            'style': self.style,
+            'kernel_init': self.kernel_init,
+            'name': 'conv',
+        }
+        if self.transposed:
+            size = self.kernel_size
+            padding = (size - 1) // 2 if self.padding is None else self.padding
+            # The output padding that makes the output exactly stride times the input.
+            rest = self.stride - size + 2 * padding
+            x = ConvTranspose(**common, padding=padding, output_padding=rest)(x)
+        else:
+            x = Conv(**common, padding=self.padding, dilation=self.dilation)(x)
+        if not self.style.folded:
+            x = BatchNorm(epsilon=self.epsilon, style=self.style, name='norm')(x, train)
+        return _activate(x, self.activation, self.style)
+
+
+class NormAct(nn.Module):
+    """Batch norm, activation; [B, H, W, C] -> the same shape; children norm, act."""
+
+    activation: str | None = 'prelu'
+    style: Style = Style()
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = BatchNorm(epsilon=self.epsilon, style=self.style, name='norm')(x, train)
+        return _activate(x, self.activation, self.style)
+
+
+def epsilons(module: nn.Module, *inputs) -> dict[tuple[str, ...], float]:
+    """{path: epsilon} of every batch norm in `module`, found by tracing it on `inputs` shapes."""
+    found = {}
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, BatchNorm):
+            found[context.module.path] = context.module.epsilon
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    return found
+
+
+def fold(variables: Mapping, epsilon: float | Mapping[tuple[str, ...], float] = 1e-5) -> dict:
+    """Variables of the same module with `folded=True`: norms merged into their convolutions.
+
+    Every sibling pair conv, norm becomes one convolution with a bias; a lone norm becomes an
+    affine map.  `epsilon` is one number, or `epsilons(module, ...)` where a model mixes several.
+    """
+    stats = variables.get('batch_stats', {})
+    return {'params': _fold(variables['params'], stats, epsilon, ()), 'batch_stats': {}}
+
+
+def _fold(params, stats, epsilon, path):
+    if 'mean' in stats and 'scale' in params:
+        eps = epsilon if isinstance(epsilon, float | int) else epsilon[path]
+        gain = params['scale'] / jnp.sqrt(stats['var'] + eps)
+        return {'scale': gain, 'bias': params['bias'] - stats['mean'] * gain}
+    out = {
+        name: _fold(child, stats.get(name, {}), epsilon, (*path, name))
+        if isinstance(child, Mapping)
+        else child
+        for name, child in params.items()
+    }
+    if 'conv' in out and 'norm' in out:
+        gain, shift = out['norm']['scale'], out.pop('norm')['bias']
+        kernel = out['conv']['kernel']
+        # A grouped transposed kernel holds Co/groups columns: each input row sees its own group.
+        gains = gain.reshape(-1, kernel.shape[-1])
+        gains = jnp.repeat(gains, kernel.shape[-2] // gains.shape[0], axis=0)
+        bias = out['conv'].get('bias', jnp.zeros_like(shift)) * gain + shift
+        out['conv'] = {'kernel': kernel * gains[None, None], 'bias': bias}
+    return out
+
+
+def _moments(x, shift):
+    """Mean and biased variance over all but the last axis in one pass over x.
+
+    E[(x-s)^2] - (E[x]-s)^2 reads x once; the running mean s keeps the difference from cancelling.
+    """
+    axes = tuple(range(x.ndim - 1))
+    shift = jax.lax.stop_gradient(shift)
+    centered = x - _row(shift, x)
+    mean = jnp.mean(centered, axes)
+    square = jnp.mean(centered * centered, axes)
+    return mean + shift, jnp.maximum(square - mean * mean, 0)
+
+
+def _activate(x, name, style):
+    if name is None:
+        return x
+    if name == 'prelu':
+        return PReLU(style=style, name='act')(x)
+    if name in ('relu', 'tanh'):
+        return {'relu': nn.relu, 'tanh': jnp.tanh}[name](x)
+    raise ValueError(f'unknown activation {name!r}')
+
+
+def _add_bias(module, y):
+    bias = module.param('bias', nn.initializers.zeros, (module.features,), jnp.float32)
+    return y + _row(bias.astype(y.dtype), y)
+
+
+def _row(vector, like):
+    """[C] -> [1, ..., 1, C] with the rank of `like`: no implicit rank promotion."""
+    return vector.reshape((1,) * (like.ndim - 1) + (-1,))
+
+
+def _pair(value):
+    return (value, value) if isinstance(value, int) else tuple(value)

@@ -1,0 +1,252 @@
+"""Feature affinity loss (DSRL, CVPR 2020, eq. 1-2): cosine similarities of all pixel pairs.
+
+With a, b the maps of the two branches, rows scaled to unit length, the loss is the mean over pairs
+of |D_ij|^q, D = a a^T - b b^T. Side by side, f = [a, b] and g = [a, -b] give D = f g^T: one
+product a pair, and its gradient at q = 1 is 2 sign(D) g. No N x N object outlives its strip.
+
+Matrix products run in float32 at the highest precision whatever the type of the maps: TF32 or
+bfloat16 products are off by about 1e-3, the size of D where the branches nearly agree.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+SAMPLINGS = ('exact', 'pool8', 'grid8', 'random_pixels', 'random_rows', 'local')
+
+_einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+
+
+def affinity_loss(
+    seg: jax.Array,
+    sr: jax.Array,
+    *,
+    sampling: str = 'exact',
+    q: int = 1,
+    eps: float = 1e-4,
+    mask: jax.Array | None = None,
+    key: jax.Array | None = None,
+    stop_gradient_sr: bool = False,
+    tile: int = 256,
+    subsample: int = 8,
+    window: int = 5,
+    dilation: int = 1,
+) -> jax.Array:
+    """Mean |S_seg - S_sr|^q over pixel pairs: [B,h,w,Cseg], [B,h,w,Csr] -> float32 [] (eq. 1-2).
+
+    S_ij = n_i . n_j, n = f * rsqrt(sum_c f^2 + eps) in float32: the epsilon (> 0) inside the root
+    keeps the gradient finite at an all-zero vector. q = 1 is the paper's; q = 2 is the mean SQUARED
+    difference (the 2-norm of a scalar would be q = 1 again), in O(N C^2) through Gram matrices.
+    Every pair of the batch weighs the same, so duplicating the batch changes nothing. Pairs with a
+    pixel where `mask` [B,h,w] is False leave the sum and the count; no pair left gives 0.
+
+    `sampling`, of the N^2 pairs (N = h w) of the grid given:
+      exact          all, `tile` rows against all columns at a time: O(N (C + tile)) memory
+      pool8          the same; the name says that the caller pooled both maps to 1/8 (1/4096 of the
+                     pairs of the finer map)
+      grid8          every `subsample`-th row and column of pixels from a random phase, all pairs
+                     among them: 1/subsample^4
+      random_pixels  N/subsample random pixels, all pairs among them: 1/subsample^2
+      random_rows    N/subsample random pixels against all N: 1/subsample; where nothing is masked
+                     an unbiased estimate of `exact`, of lower variance than random_pixels
+      local          each pixel against the window x window around it, `dilation` apart:
+                     about window^2/N; pairs that leave the map drop out
+    The random ones need `key`, a new one each step; all samples share the draw, so a batch split
+    over devices stays split. `stop_gradient_sr` sends no gradient to `sr` and saves its share.
+
+    One channel never learns: post-ReLU maps of one channel have the constant affinity 1.
+    Raises ValueError for unequal grids, an unknown sampling, q, or a missing key.
+    """
+    _check(seg, sr, mask, sampling, q, key, subsample, window)
+    if mask is None:
+        mask = jnp.ones(seg.shape[:3], bool)
+    if stop_gradient_sr:
+        sr = lax.stop_gradient(sr)
+    if sampling == 'grid8':
+        phase = jax.random.randint(key, (2,), 0, subsample)
+        seg, sr, mask = (_strided(x, phase, subsample) for x in (seg, sr, mask))
+
+    f = jnp.concatenate([_unit(seg, mask, eps), _unit(sr, mask, eps)], axis=-1)
+    split = seg.shape[-1]
+    if sampling == 'local':
+        total, count = _local_sum(f, mask, split, q, window, dilation)
+        return total / jnp.maximum(count, 1)
+
+    f, mask = f.reshape(f.shape[0], -1, f.shape[-1]), mask.reshape(mask.shape[0], -1)
+    rows, row_mask = None, mask
+    if sampling.startswith('random'):
+        pixels = f.shape[1]
+        # One sort: jax.random.choice without replacement compiles and runs several.
+        drawn = jnp.argsort(jax.random.bits(key, (pixels,)))[: max(1, pixels // subsample)]
+        rows, row_mask = jnp.take(f, drawn, axis=1), jnp.take(mask, drawn, axis=1)
+        if sampling == 'random_pixels':
+            f, mask, rows = rows, row_mask, None
+    count = jnp.sum(_pixels(row_mask, f.dtype) * _pixels(mask, f.dtype))
+    if q == 2:
+        total = _squared_sum(f, rows, split)
+    else:
+        keep = split if stop_gradient_sr else f.shape[-1]
+        total = _absolute_sum(f, rows, split, keep, tile)
+    return total / jnp.maximum(count, 1)
+
+
+def dense_affinity_loss(
+    seg: jax.Array,
+    sr: jax.Array,
+    *,
+    q: int = 1,
+    eps: float = 1e-4,
+    mask: jax.Array | None = None,
+    pairs: jax.Array | None = None,
+) -> jax.Array:
+    """The plain form of `affinity_loss`: [B,h,w,Cseg], [B,h,w,Csr] -> float32 [], O(N^2) memory.
+
+    Eq. 1-2 as they are written, differentiated by JAX: what the fast forms are tested against, and
+    enough for small N. `pairs` [N,N] bool keeps only some pairs (a window, say).
+    """
+    batch, height, width, _ = seg.shape
+    if mask is None:
+        mask = jnp.ones((batch, height, width), bool)
+    a, b = (_unit(x, mask, eps).reshape(batch, height * width, -1) for x in (seg, sr))
+    mask = mask.reshape(batch, -1)
+    kept = mask[:, :, None] & mask[:, None, :]
+    if pairs is not None:
+        kept &= pairs[None]
+    difference = _einsum('bic,bjc->bij', a, a) - _einsum('bic,bjc->bij', b, b)
+    total = jnp.sum(jnp.where(kept, _power(difference, q), 0))
+    return total / jnp.maximum(jnp.sum(kept, dtype=a.dtype), 1)
+
+
+def _check(seg, sr, mask, sampling, q, key, subsample, window):
+    if seg.ndim != 4 or seg.shape[:3] != sr.shape[:3]:
+        raise ValueError(f'affinity needs two [B,h,w,C] maps of one grid: {seg.shape}, {sr.shape}')
+    if mask is not None and mask.shape != seg.shape[:3]:
+        raise ValueError(f'mask {mask.shape} must be [B,h,w] of the maps, {seg.shape[:3]}')
+    if sampling not in SAMPLINGS:
+        raise ValueError(f'unknown sampling {sampling!r}; one of {", ".join(SAMPLINGS)}')
+    if q not in (1, 2):
+        raise ValueError(f'q must be 1 or 2, not {q!r}')
+    if key is None and (sampling == 'grid8' or sampling.startswith('random')):
+        raise ValueError(f'sampling {sampling!r} draws anew each step: give it a random key')
+    if sampling == 'grid8' and min(seg.shape[1:3]) < subsample:
+        raise ValueError(f'a grid of stride {subsample} does not fit into {seg.shape[1:3]} pixels')
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f'the window must be odd and positive, not {window}')
+
+
+def _unit(x, mask, eps):
+    """Rows of unit length (zero where masked): [...,C], bool [...] -> float32 [...,C]."""
+    # Masked before the root: what lies in the padding, NaN even, must not reach value or gradient.
+    x = jnp.where(mask[..., None], x.astype(jnp.promote_types(x.dtype, jnp.float32)), 0)
+    return x * lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + eps)
+
+
+def _power(difference, q):
+    """|D|^q, differentiated at D = 0 as 0."""
+    # JAX gives abs the slope +1 at 0, and D is exactly 0 for every pair orthogonal in both maps:
+    # common after a ReLU, and a pull in one direction.
+    return jnp.where(difference == 0, 0, jnp.abs(difference)) if q == 1 else difference**2
+
+
+def _pixels(mask, dtype):
+    """Valid pixels of each sample: bool [B,N] -> [B]."""
+    return jnp.sum(mask, axis=1, dtype=dtype)
+
+
+def _strided(x, phase, stride):
+    """Every stride-th pixel from `phase` [2]: [B,h,w,...] -> [B,h//stride,w//stride,...]."""
+    batch, height, width, *rest = x.shape
+    height, width = height // stride, width // stride
+    x = x[:, : height * stride, : width * stride]
+    x = x.reshape(batch, height, stride, width, stride, *rest)
+    x = lax.dynamic_index_in_dim(x, phase[0], axis=2, keepdims=False)
+    return lax.dynamic_index_in_dim(x, phase[1], axis=3, keepdims=False)
+
+
+def _negate(f, split):
+    """g = [a, -b] from f = [a, b], a of `split` channels: [...,C] -> [...,C]."""
+    return jnp.concatenate([f[..., :split], -f[..., split:]], axis=-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _absolute_sum(f, rows, split, keep, tile):
+    """Sum of |D_ij| over i in `rows` [B,R,C] (None: the pixels themselves), j in f [B,N,C] -> [].
+
+    `keep` is the number of leading channels that get a gradient.
+    """
+    return _strips(f if rows is None else rows, f, split, 0, tile)[0]
+
+
+def _absolute_sum_forward(f, rows, split, keep, tile):
+    # The sum is a scalar, so its whole gradient is known up to a factor while a strip of D is at
+    # hand: the backward pass never forms D again, and what waits for it is as small as f.
+    if rows is None:
+        total, gradient = _strips(f, f, split, keep, tile)
+        return total, (2 * gradient, None)
+    total, row_gradient = _strips(rows, f, split, keep, tile)
+    _, gradient = _strips(f, rows, split, keep, tile)
+    return total, (gradient, row_gradient)
+
+
+def _absolute_sum_backward(split, keep, tile, gradients, cotangent):
+    return jax.tree.map(lambda gradient: cotangent * gradient, gradients)
+
+
+_absolute_sum.defvjp(_absolute_sum_forward, _absolute_sum_backward)
+
+
+def _strips(rows, columns, split, keep, tile):
+    """Sum |D| [] and sign(D) g [B,R,C], the channels from `keep` on zero: rows [B,R,C], [B,N,C]."""
+    batch, count, channels = rows.shape
+    other = _negate(columns, split)
+
+    def strip(part):
+        difference = _einsum('bic,bjc->bij', part, other)
+        gradient = _einsum('bij,bjc->bic', jnp.sign(difference), other[..., :keep])
+        return jnp.sum(jnp.abs(difference), axis=2), gradient
+
+    strips = -(-count // tile)
+    if strips == 1:
+        size, gradient = strip(rows)
+    else:
+        length = -(-count // strips)  # even strips; rows of zeros fill the last, D and sign(D) 0
+        parts = jnp.pad(rows, ((0, 0), (0, strips * length - count), (0, 0)))
+        parts = parts.reshape(batch, strips, length, channels).swapaxes(0, 1)
+        size, gradient = lax.map(strip, parts)
+        gradient = gradient.swapaxes(0, 1).reshape(batch, strips * length, keep)[:, :count]
+    gradient = jnp.pad(gradient, ((0, 0), (0, 0), (0, channels - keep)))
+    return jnp.sum(size), gradient
+
+
+def _squared_sum(f, rows, split):
+    """Sum of D_ij^2 over i in `rows` [B,R,C] (None: the pixels themselves), j in f [B,N,C] -> [].
+
+    sum_ij (r_i . g_j)^2 = <r^T r, g^T g>, the Gram form of |aa^T|^2 + |bb^T|^2 - 2 |a^T b|^2.
+    """
+    left, right = f if rows is None else rows, _negate(f, split)
+    return jnp.sum(_einsum('bic,bid->bcd', left, left) * _einsum('bjc,bjd->bcd', right, right))
+
+
+def _local_sum(f, mask, split, q, window, dilation):
+    """Sum of |D_ij|^q and number of pairs inside the dilated window: f [B,h,w,C] -> [], []."""
+    half, reach = window // 2, window // 2 * dilation
+    around = ((0, 0), (0, reach), (reach, reach))
+    g = jnp.pad(_negate(f, split), (*around, (0, 0)))  # zeros, like masked pixels: D is 0 there
+    valid = jnp.pad(mask, around)
+
+    # One offset at a time and nothing kept of it: memory does not grow with the window.
+    @jax.checkpoint
+    def shifted(f, g, offset):
+        partner = lax.dynamic_slice(g, (0, offset[0], offset[1], 0), f.shape)
+        there = lax.dynamic_slice(valid, (0, offset[0], offset[1]), mask.shape)
+        size = _power(jnp.sum(f * partner, axis=-1), q)
+        return jnp.stack([jnp.sum(size), jnp.sum(mask & there, dtype=f.dtype)])
+
+    # D is symmetric: of two opposite offsets one stands for both.
+    offsets = [(i, j) for i in range(half + 1) for j in range(-half, half + 1) if (i, j) >= (0, 0)]
+    weights = jnp.array([1 if offset == (0, 0) else 2 for offset in offsets], f.dtype)
+    starts = jnp.array(offsets) * dilation + jnp.array([[0, reach]])
+    total, count = weights @ lax.map(lambda start: shifted(f, g, start), starts)
+    return total, count

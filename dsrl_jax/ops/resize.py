@@ -1,0 +1,230 @@
+"""Every change of resolution: torch's bilinear and nearest, PIL's antialiased shrink, pooling.
+
+All bodies run in `jax.named_scope('resize')` or `('pool')`: the MAC counter leaves them out.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+def bilinear(x, size, *, convention):
+    """Bilinear resize without antialiasing: [B, h, w, C] -> [B, *size, C], dtype of x.
+
+    convention 'half_pixel' (torch align_corners=False): src = max(0, (dst + 0.5) in/out - 0.5);
+    'align_corners': src = dst (in - 1)/(out - 1), 0 where out = 1. Far edge clamped. Computed
+    in float32. ValueError on another convention.
+    """
+    matrix = functools.partial(bilinear_matrix, convention=convention)
+    with jax.named_scope('resize'):
+        return _along_both(x, size, matrix)
+
+
+def bilinear_axis(x, axis, out, *, convention):
+    """`bilinear` along one axis of any float array, in its own dtype."""
+    with jax.named_scope('resize'):
+        return _apply(bilinear_matrix(x.shape[axis], out, convention=convention), x, axis)
+
+
+def bilinear_matrix(n, out, *, convention):
+    """The weights of `bilinear` along one axis: float64 numpy [out, n], rows sum to 1."""
+    at = np.arange(out)
+    if convention == 'align_corners':
+        at = at * (n - 1) / max(out - 1, 1)
+    elif convention == 'half_pixel':
+        at = np.clip((at + 0.5) * n / out - 0.5, 0, n - 1)
+    else:
+        raise ValueError(f'convention {convention!r}: expected half_pixel or align_corners')
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(n)[None]))
+
+
+def nearest(x, size):
+    """Nearest resize, src = floor((dst + 0.5) in/out): [B, h, w, C] -> [B, *size, C], any dtype."""
+    with jax.named_scope('resize'):
+        for axis, out in zip((1, 2), size):
+            x = _nearest_axis(x, axis, out)
+        return x
+
+
+def shrink(x, factor):
+    """Antialiased bilinear shrink by an integer: [B, sH, sW, C] -> [B, H, W, C] float.
+
+    PIL's triangle filter: weight max(0, 1 - |x - centre|/s) about centre (dst + 0.5) s of pixel
+    centres x, the weights inside the image normalised to 1. factor 1 = identity. ValueError if a
+    side is not a multiple of the factor.
+    """
+    if x.shape[1] % factor or x.shape[2] % factor:
+        raise ValueError(f'shrink by {factor}: {x.shape[1]}x{x.shape[2]} is not a multiple of it')
+    if factor == 1:
+        return x
+    with jax.named_scope('resize'):
+        return _along_both(x, (x.shape[1] // factor, x.shape[2] // factor), _triangle)
+
+
+def small_input(target, factor, mean, std):
+    """The network's input from the large view: uint8 [B, sH, sW, 3] -> float32 [B, H, W, 3].
+
+    Shrunk by the factor, scaled to 0..1, then (x - mean)/std with mean and std [3] of 0..1.
+    """
+    return normalise(shrink(target.astype(jnp.float32), factor), mean, std)
+
+
+def normalise(image, mean, std):
+    """(image/255 - mean)/std: [B, H, W, 3] of 0..255 (uint8 or float) -> float32 [B, H, W, 3]."""
+    mean = np.asarray(mean, np.float32).reshape(1, 1, 1, -1)
+    std = np.asarray(std, np.float32).reshape(1, 1, 1, -1)
+    return (image.astype(jnp.float32) / 255 - mean) / std
+
+
+def avg_pool(x, window, stride, padding=0):
+    """Mean over square windows, zeros of the padding counted: [B, H, W, C] -> [B, H', W', C].
+
+    padding is a number or ((top, bottom), (left, right)), as in torch's count_include_pad.
+    """
+    with jax.named_scope('pool'):
+        y = _wide(x)
+        for axis in (1, 2):
+            slices = _windows(y, axis, window, stride, _pads(padding)[axis - 1], 0)
+            y = functools.reduce(jnp.add, slices)
+        return (y / window**2).astype(x.dtype)
+
+
+def max_pool(x, window, stride, padding=0):
+    """Maximum over square windows, padded with -inf: [B, H, W, C] -> [B, H', W', C].
+
+    padding is a number or ((top, bottom), (left, right)); more at the end gives torch's ceil mode.
+    Of equal values the first in row order takes the gradient, as in torch.
+    """
+    with jax.named_scope('pool'):
+        # Columns first, so that the first of equal values is the first in row order. Shifted
+        # slices, not reduce_window: its gradient (select-and-scatter) is not deterministic.
+        for axis in (2, 1):
+            slices = _windows(x, axis, window, stride, _pads(padding)[axis - 1], -jnp.inf)
+            x = functools.reduce(_larger, slices)
+        return x
+
+
+def adaptive_avg_pool(x, size):
+    """Mean over rows floor(i in/out) .. ceil((i + 1) in/out) - 1: [B, H, W, C] -> [B, *size, C]."""
+    with jax.named_scope('pool'):
+        return _along_both(x, size, _adaptive)
+
+
+def pool_to(x, size):
+    """Bring a map to a grid: [B, h, w, C] -> [B, *size, C].
+
+    Mean over integer cells along an axis that is finer than the grid, bilinear (half-pixel) where
+    it is coarser. ValueError where a finer axis is no multiple of the grid.
+    """
+    finer = tuple(min(n, out) for n, out in zip(x.shape[1:3], size))
+    if any(n % out for n, out in zip(x.shape[1:3], finer)):
+        raise ValueError(f'{x.shape[1]}x{x.shape[2]} is not a multiple of the grid {tuple(size)}')
+    x = adaptive_avg_pool(x, finer)
+    return x if finer == tuple(size) else bilinear(x, size, convention='half_pixel')
+
+
+def _along_both(x, size, matrix):
+    """Apply matrix(in, out), a dense numpy [out, in], along rows and columns, in float32."""
+    y = _wide(x)
+    # The axis that shrinks most goes first: fewer elements for the other one.
+    for axis in sorted((1, 2), key=lambda axis: size[axis - 1] / y.shape[axis]):
+        y = _apply(matrix(y.shape[axis], size[axis - 1]), y, axis)
+    return y.astype(x.dtype)
+
+
+def _wide(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _apply(matrix, x, axis):
+    """The [out, in] matrix along one axis.
+
+    With out/in = r/q in lowest terms, output r*i + p reads inputs near q*i: a few weighted shifted
+    slices a phase p and an interleave replace the dense product, which at 256x512 -> 512x1024 and
+    19 channels costs more than a small network, and the gather, whose gradient is a scatter.
+    Ratios without such a pattern take the dense product.
+    """
+    out, n = matrix.shape
+    if n == out:  # the identity in every family of weights here
+        return x
+    blocks = math.gcd(n, out)
+    r, q = out // blocks, n // blocks
+    if r == 1 and np.ptp(matrix[0, :q]) == 0 and not matrix[0, q:].any():  # mean of q neighbours
+        return jnp.mean(x.reshape(*x.shape[:axis], out, q, *x.shape[axis + 1 :]), axis=axis + 1)
+    row, column = np.nonzero(matrix)
+    phase, tap = row % r, column - row // r * q
+    if len(set(zip(phase, tap))) > 24:
+        return _dense(matrix, x, axis)
+    weights = np.zeros((r, np.ptp(tap) + 1, blocks))
+    weights[phase, tap - tap.min(), row // r] = matrix[row, column]
+    low, high = max(0, -tap.min()), max(0, tap.max() + 1 - q)
+    padded = jnp.pad(x, [(low, high) if a == axis else (0, 0) for a in range(x.ndim)])
+    column_shape = [blocks if a == axis else 1 for a in range(x.ndim)]
+    phases = []
+    for p in range(r):
+        total = 0
+        for t in np.flatnonzero(weights[p].any(axis=1)):
+            start = int(t + tap.min() + low)
+            part = lax.slice_in_dim(padded, start, start + (blocks - 1) * q + 1, q, axis)
+            total = total + part * weights[p, t].astype(x.dtype).reshape(column_shape)
+        phases.append(total)
+    if r == 1:
+        return phases[0]
+    return jnp.stack(phases, axis + 1).reshape(*x.shape[:axis], out, *x.shape[axis + 1 :])
+
+
+def _dense(matrix, x, axis):
+    # Full precision: the TF32 of a GPU's default would cost three digits.
+    matrix = jnp.asarray(matrix, x.dtype)
+    y = lax.dot_general(x, matrix, (((axis,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
+    return jnp.moveaxis(y, -1, axis)
+
+
+def _triangle(n, out):
+    factor = n / out
+    centre = (np.arange(out)[:, None] + 0.5) * factor
+    weight = np.maximum(0, 1 - np.abs(np.arange(n)[None] + 0.5 - centre) / factor)
+    return weight / weight.sum(1, keepdims=True)
+
+
+def _adaptive(n, out):
+    i = np.arange(out)
+    low, high = i * n // out, -(-(i + 1) * n // out)
+    at = np.arange(n)[None]
+    inside = (at >= low[:, None]) & (at < high[:, None])
+    return inside / inside.sum(1, keepdims=True)
+
+
+def _nearest_axis(x, axis, out):
+    n = x.shape[axis]
+    if n == out:
+        return x
+    if out % n == 0:
+        return jnp.repeat(x, out // n, axis=axis)
+    index = ((2 * np.arange(out) + 1) * n) // (2 * out)
+    return jnp.take(x, index, axis=axis)
+
+
+def _windows(x, axis, window, stride, pads, fill):
+    """The `window` shifted and strided slices of the padded axis."""
+    low, high = pads
+    config = [(0, 0, 0)] * x.ndim
+    config[axis] = (low, high, 0)
+    padded = lax.pad(x, jnp.asarray(fill, x.dtype), config) if low or high else x
+    out = (padded.shape[axis] - window) // stride + 1
+    return [
+        lax.slice_in_dim(padded, i, i + (out - 1) * stride + 1, stride, axis) for i in range(window)
+    ]
+
+
+def _larger(a, b):
+    # A select, so that the first of equal values gets the whole gradient; NaN goes through.
+    return jnp.where((b > a) | (b != b), b, a)
+
+
+def _pads(padding):
+    return ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding

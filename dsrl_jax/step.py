@@ -1,0 +1,152 @@
+"""The jitted training and evaluation steps: pure functions of state and batch."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from dsrl_jax import metrics, state
+from dsrl_jax.ops import resize
+from dsrl_jax.ops.scores import arg_max, arg_max_at
+
+
+def make_train_step(
+    model: nn.Module, tx: optax.GradientTransformation, loss: Callable, config, schedule
+) -> Callable:
+    """`step(state, batch) -> (state, scalars)`, to be jitted with the state donated.
+
+    The batch is the loader's: target [B,sH,sW,3] uint8, label and mask [B,sH,sW]. The small input
+    is made here, on the device.
+    """
+    root = jax.random.key(config.seed)
+
+    def train_step(current: state.TrainState, batch: dict):
+        dropout, sampling = jax.random.split(jax.random.fold_in(root, current.step))
+        view = resize.normalise(batch['target'], config.data.mean, config.data.std)
+        image = resize.small_input(batch['target'], config.scale, config.data.mean, config.data.std)
+
+        def loss_of(params):
+            outputs, updated = model.apply(
+                {'params': params, 'batch_stats': current.batch_stats},
+                image,
+                train=True,
+                mutable=['batch_stats'],
+                rngs={'dropout': dropout},
+            )
+            terms = loss(outputs, {**batch, 'view': view}, step=current.step, key=sampling)
+            return terms['total'], (terms, updated['batch_stats'])
+
+        grads, (terms, batch_stats) = jax.grad(loss_of, has_aux=True)(current.params)
+        updates, opt_state = tx.update(grads, current.opt_state, current.params)
+        params = optax.apply_updates(current.params, updates)
+        variables = {'params': params, 'batch_stats': batch_stats}
+        scalars = {
+            **terms,
+            'grad_norm': optax.global_norm(grads),
+            'lr': jnp.asarray(schedule(current.step), jnp.float32),
+        }
+        new = current.replace(
+            step=current.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema=state.update_ema(current.ema, variables, current.step, config.ema),
+        )
+        return new, scalars
+
+    return train_step
+
+
+def make_eval_step(model: nn.Module, config, num_classes: int, *, sr: bool) -> Callable:
+    """`step(variables, batch) -> {'prediction', 'confusion', 'quality'...}` for an eval batch.
+
+    prediction [B,Hl,Wl] is the class map at the label's own size; confusion counts it against the
+    label. With `sr` the output also holds the SR image `sr` [B,sH,sW,3] in 0..1 and the sums of
+    PSNR and SSIM of it (`quality`) and of bicubic enlargement (`bicubic_quality`).
+    """
+    mean, std = config.data.mean, config.data.std
+    competing = config.eval.classes or num_classes
+
+    def eval_step(variables: dict, batch: dict) -> dict:
+        image = resize.small_input(batch['target'], config.scale, mean, std)
+        outputs = model.apply(variables, image, train=False, sr=sr)
+        size = batch['target'].shape[1:3]
+        prediction = label_map(
+            outputs, size, batch, resize_by=config.eval.resize, classes=competing
+        )
+        inside = _inside(batch)
+        result = {
+            'prediction': prediction,
+            'confusion': metrics.Confusion.from_model_output(
+                prediction=prediction,
+                label=batch['label'],
+                valid=inside,
+                num_classes=num_classes,
+            ),
+        }
+        if sr:
+            large = resize.normalise(batch['target'], (0, 0, 0), (1, 1, 1))
+            small = resize.shrink(large, config.scale)
+            for name, value in (
+                ('', _to_rgb(outputs['sr'], mean, std)),
+                ('bicubic_', jnp.clip(metrics.bicubic(small, config.scale), 0, 1)),
+            ):
+                result[f'{name}quality'] = metrics.ImageQuality.from_model_output(
+                    image=value, target=large, mask=batch['mask'], valid=batch['valid']
+                )
+                result[f'{name}sr'] = value
+        return result
+
+    return eval_step
+
+
+def label_map(outputs, size, batch, *, resize_by: str, classes: int) -> jax.Array:
+    """Class map [B,Hl,Wl] at the size of `label`, from scores of the large view [B,sH,sW].
+
+    'labels': arg-max at the large view, then nearest; 'logits': bilinear scores at every pixel of
+    the label. `region` [B,4] says where in the large view the image lies, `size` [B,2] how many
+    rows and columns of the label are real.
+    """
+    rows = _coordinates(batch, 0, batch['label'].shape[1])
+    columns = _coordinates(batch, 1, batch['label'].shape[2])
+    if resize_by == 'labels':
+        whole = arg_max(outputs['scores'], size, convention=outputs['resize'], num_classes=classes)
+        rows = jnp.clip(jnp.floor(rows + 0.5).astype(jnp.int32), 0, size[0] - 1)
+        columns = jnp.clip(jnp.floor(columns + 0.5).astype(jnp.int32), 0, size[1] - 1)
+        return jax.vmap(lambda m, r, c: m[r][:, c])(whole, rows, columns)
+    small = outputs['scores'].shape[1:3]
+    rows = _to_grid(rows, size[0], small[0], outputs['resize'])
+    columns = _to_grid(columns, size[1], small[1], outputs['resize'])
+    return arg_max_at(outputs['scores'], rows, columns, num_classes=classes)
+
+
+def _coordinates(batch: dict, axis: int, length: int) -> jax.Array:
+    """Where the label's rows (or columns) lie in the large view, real-valued, [B, length]."""
+    start = batch['region'][:, axis, None].astype(jnp.float32)
+    extent = batch['region'][:, 2 + axis, None].astype(jnp.float32)
+    real = batch['size'][:, axis, None].astype(jnp.float32)
+    return start + (jnp.arange(length, dtype=jnp.float32)[None] + 0.5) * extent / real - 0.5
+
+
+def _to_grid(x: jax.Array, size: int, small: int, convention: str) -> jax.Array:
+    """Coordinates of a size-long axis in the grid of a small-long one."""
+    if convention == 'align_corners':
+        return x * (small - 1) / max(size - 1, 1)
+    return (x + 0.5) * small / size - 0.5
+
+
+def _inside(batch: dict) -> jax.Array:
+    """Pixels [B,Hl,Wl] of the label map that belong to an image, not to padding."""
+    height, width = batch['label'].shape[1:3]
+    rows = jnp.arange(height)[None] < batch['size'][:, :1]
+    columns = jnp.arange(width)[None] < batch['size'][:, 1:]
+    return rows[:, :, None] & columns[:, None, :] & batch['valid'][:, None, None]
+
+
+def _to_rgb(x: jax.Array, mean, std) -> jax.Array:
+    """Undo the normalisation of [B,H,W,3] and clip to 0..1."""
+    shape = (1, 1, 1, 3)
+    scaled = x.astype(jnp.float32) * jnp.asarray(std, jnp.float32).reshape(shape)
+    return jnp.clip(scaled + jnp.asarray(mean, jnp.float32).reshape(shape), 0, 1)

@@ -1,0 +1,253 @@
+"""`dsrl train`: one jitted, donated, sharded step in a loop that stops and resumes bit-exactly."""
+
+import functools
+import json
+import pathlib
+import signal
+import threading
+
+import jax
+import numpy as np
+from clu import parameter_overview
+
+from dsrl_jax import checkpoint, convert, data, evaluate, inference, losses, optimizer, parallel
+from dsrl_jax import config as configs
+from dsrl_jax import state as states
+from dsrl_jax.data.check import check_sample
+from dsrl_jax.data.frequencies import class_frequencies
+from dsrl_jax.errors import UserError
+from dsrl_jax.logger import Logger
+from dsrl_jax.step import make_train_step
+
+TERMINATED = 143  # 128 + SIGTERM: what a scheduler expects of a job it stopped
+
+# A resumed run must agree with its checkpoint in everything that decides the numbers.
+RESUME_KEYS = (
+    *('seed', 'scale', 'model', 'sssr', 'sisr', 'ce', 'mse', 'fa', 'optimizer', 'ema'),
+    *('steps', 'epochs', 'data.name', 'data.train_split', 'data.batch_size', 'data.size'),
+    *('data.scale_range', 'data.flip', 'data.color', 'data.mean', 'data.std'),
+)
+
+
+def flags(parser) -> None:
+    """Flags of `dsrl train`."""
+    parser.add_argument('--config', required=True, help='file.py:arguments, or a shipped name')
+    parser.add_argument('--workdir', required=True, help='folder of the run; resumed if it exists')
+
+
+def main(args) -> int:
+    """Run `dsrl train`."""
+    config = configs.load(args.config, args.overrides)
+    return TERMINATED if train(config, args.workdir) is None else 0
+
+
+def train(config, workdir) -> dict | None:
+    """Train as configured in `workdir`, resuming what is there; the final scores.
+
+    Returns None when SIGTERM stopped the run: its state is saved and the same call goes on.
+    Raises UserError for bad data, a bad configuration, or a checkpoint of another one.
+    """
+    configs.check_choices(config)
+    parallel.check_divisible(config.data.batch_size, 'data.batch_size')
+    parallel.check_divisible(config.data.eval_batch_size, 'data.eval_batch_size')
+    workdir = pathlib.Path(workdir)
+    source = data.build(config.data, config.data.train_split)
+    scored = data.build(config.data, config.data.eval_split)
+    check_sample(source)
+    check_sample(scored)
+    steps = configs.total_steps(config, len(source))
+    classes = len(source.classes)
+    network = inference.build_network(config, classes)
+    inference.check_size(network, config)
+    saved = checkpoint.open(workdir, keep=config.checkpoint.keep, every=_every(config, steps))
+    with saved, _Termination() as stopped:
+        settings = configs.to_dict(config)
+        mesh = parallel.make_mesh()
+        tx, schedule = optimizer.make_optimizer(
+            config.optimizer, inference.abstract_variables(network, config)['params'], steps
+        )
+        state = _initial_state(config, network, tx, mesh, saved, settings)
+        start = int(state.step)
+        if jax.process_index() == 0:
+            _write_settings(workdir, config, source)
+            _overview(state, workdir)
+        step_fn = _compiled_step(config, network, tx, schedule, source, mesh)
+        eval_fn = evaluate.jit_eval_step(network, config, classes, sr=_has_sr(config))
+        logger = Logger(
+            workdir,
+            steps=steps,
+            batch_size=config.data.batch_size,
+            start=start + 1,
+            every=config.log.every,
+            process_index=jax.process_index(),
+        )
+        score = functools.partial(
+            _score, config, network, scored, eval_fn, logger, workdir / _eval_folder(config)
+        )
+        with logger:
+            batches = data.train_batches(
+                source,
+                config.data,
+                seed=config.seed,
+                start=start,
+                batch_size=config.data.batch_size,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+            for step in range(start + 1, steps + 1):
+                with logger.clock('data_wait'):
+                    batch = parallel.to_global(next(batches), mesh)
+                if step == start + 1:
+                    with logger.clock('compile'):
+                        step_fn = step_fn.lower(state, batch).compile()
+                state, scalars = step_fn(state, batch)
+                logger.train(step, scalars)
+                last = step == steps or stopped.is_set()
+                with logger.clock('checkpoint'):
+                    if last:
+                        logger.flush()  # a state that is not finite must not be saved
+                    saved.save(step, state, settings, force=last)
+                if stopped.is_set():
+                    saved.wait()
+                    print(f'stopped by SIGTERM after step {step}; saved, run again to go on')
+                    return None
+                if config.eval.every and step % config.eval.every == 0 and step != steps:
+                    score(state)
+            return score(state, final=True)
+
+
+def _score(config, network, source, eval_fn, logger, folder, state, *, final=False) -> dict:
+    """Evaluate the state; the final scores are also written and printed."""
+    with logger.clock('eval'):
+        scores = evaluate.evaluate(
+            network,
+            state.eval_variables(),
+            config,
+            source,
+            sr=_has_sr(config),
+            pictures=folder if final else None,
+            step_fn=eval_fn,
+        )
+    step = int(state.step)
+    numbers = {k: v for k, v in scores.items() if isinstance(v, float)}
+    logger.eval(config.data.eval_split, step, numbers)
+    scores |= {
+        'split': config.data.eval_split,
+        'step': step,
+        'dsrl': config.model.dsrl,
+        'net': config.model.net,
+    }
+    if final and jax.process_index() == 0:
+        evaluate.print_scores(scores, source.classes)
+        evaluate.write_scores(scores, folder)
+    return scores
+
+
+def _initial_state(config, network, tx, mesh, saved, settings):
+    """The state of the newest checkpoint, or a fresh one, replicated over the mesh."""
+    everywhere = parallel.replicated(mesh)
+    ema = config.ema > 0
+    small = inference.input_size(config, config.data.size)
+
+    def fresh(key):
+        return states.init_variables(network, small, key)
+
+    def create(variables):
+        return states.create(variables, tx, ema=ema)
+
+    key = jax.random.key(config.seed)
+    if saved.latest is not None:
+        checkpoint.compare_configs(saved.config(), settings, RESUME_KEYS)
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+            jax.eval_shape(lambda key: create(fresh(key)), key),
+        )
+        state, step = saved.restore(abstract)
+        print(f'resumed at step {step}')
+        return state
+    variables = jax.jit(fresh, out_shardings=everywhere)(key)
+    if config.model.init_from:
+        variables = _from_encoder(config, variables, everywhere)
+    return jax.jit(create, out_shardings=everywhere)(variables)
+
+
+def _from_encoder(config, variables, sharding):
+    """The variables with the encoder of `model.init_from`; every other leaf as it was."""
+    path = config.model.init_from
+    variables, taken = convert.init_encoder(config.model.net, variables, convert.read_weights(path))
+    print(f'{path}: {taken} tensors of the encoder taken')
+    return jax.device_put(variables, sharding)
+
+
+def _compiled_step(config, network, tx, schedule, source, mesh):
+    """The jitted training step, the state donated, everything replicated but the batch."""
+    weights = None
+    if config.ce.weights != 'none':
+        counts = class_frequencies(source)
+        weights = losses.class_weights(
+            config.ce.weights, counts['pixels'], counts['present_pixels']
+        )
+        shown = ', '.join(f'{n} {w:.3g}' for n, w in zip(source.classes, weights))
+        print(f'class weights: {shown}')
+    loss = losses.make_loss(config, weights)
+    everywhere = parallel.replicated(mesh)
+    return jax.jit(
+        make_train_step(network, tx, loss, config, schedule),
+        donate_argnums=0,
+        out_shardings=(everywhere, everywhere),
+    )
+
+
+def _write_settings(workdir: pathlib.Path, config, source) -> None:
+    try:
+        configs.save_json(config, workdir / 'config.json')
+        names = {'classes': list(source.classes), 'colors': [list(c) for c in source.colors]}
+        (workdir / 'dataset.json').write_text(json.dumps(names, indent=2) + '\n')
+    except OSError as error:
+        raise UserError(workdir, str(error), 'a folder to write', 'choose --workdir.') from None
+
+
+def _overview(state, workdir: pathlib.Path) -> None:
+    """Print the parameters by branch; the whole table goes to parameters.txt."""
+    table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+    (workdir / 'parameters.txt').write_text(table + '\n')
+    print(f'parameters (every leaf: {workdir / "parameters.txt"})')
+    for branch, tree in state.params.items():
+        leaves = jax.tree.leaves(tree)
+        print(f'  {branch:<10} {sum(x.size for x in leaves):>10,} in {len(leaves):,} arrays')
+    print(f'  {"total":<10} {sum(x.size for x in jax.tree.leaves(state.params)):>10,}')
+
+
+def _every(config, steps: int) -> int:
+    return config.checkpoint.every or max(1, int(np.ceil(steps / 10)))
+
+
+def _has_sr(config) -> bool:
+    return config.model.dsrl in ('sssr+sisr', 'full')
+
+
+def _eval_folder(config) -> str:
+    return f'eval_{config.data.eval_split.replace("+", "_")}'
+
+
+class _Termination:
+    """SIGTERM sets a flag that the loop reads after each step; a second one ends at once."""
+
+    def __init__(self):
+        self._event, self._before = threading.Event(), None
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._catch)
+        return self
+
+    def __exit__(self, *_):
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _catch(self, *_):
+        self._event.set()
+        signal.signal(signal.SIGTERM, self._before)
