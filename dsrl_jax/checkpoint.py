@@ -114,6 +114,14 @@ class Checkpoints:
             self._manager.reload()
         return state, step
 
+    def config(self) -> dict:
+        """The config saved with the newest checkpoint whose config can be read."""
+        for step in _steps(self.folder):
+            record, _ = _attempt(lambda n=step: _record(self.folder / str(n)))
+            if record:
+                return record['config']
+        raise UserError(self.folder, 'no checkpoint', 'one that can be read', 'train first.')
+
     def wait(self) -> None:
         """Returns when the files of the last save are complete."""
         self._guard(self._manager.wait_until_finished)
@@ -137,24 +145,18 @@ class Checkpoints:
             raise UserError(self.folder, _brief(error), 'a checkpoint written', remedy) from error
 
 
-def restore_weights(path, abstract, *, step: int | None = None):
+def restore_weights(path, abstract):
     """The sub-trees of `abstract` (params, batch_stats, ema) of a run -> (weights, step).
 
     `path` is a workdir or its checkpoints folder; nothing there is changed. Leaves with a sharding
-    become device arrays, others numpy. Without `step` the newest good one, as `restore` does.
+    become device arrays, others numpy. Takes the newest good checkpoint, as `restore` does.
     """
-    weights, step, _ = _newest(_folder(path), abstract, partial=True, step=step)
+    path = pathlib.Path(path).absolute()
+    if not path.is_dir():
+        raise UserError(path, 'no folder', 'the --workdir of a run', 'check the path.')
+    folder = path / FOLDER if (path / FOLDER).is_dir() else path
+    weights, step, _ = _newest(folder, abstract, partial=True)
     return weights, step
-
-
-def read_config(path, *, step: int | None = None) -> dict:
-    """The config saved with a checkpoint of a run: with `step`, or with the newest readable one."""
-    folder = _folder(path)
-    for number in _steps(folder) if step is None else [step]:
-        record, _ = _attempt(lambda n=number: _record(folder / str(n)))
-        if record:
-            return record['config']
-    raise UserError(folder, 'no checkpoint', 'one that can be read', 'train first.')
 
 
 def compare_configs(saved, now, keys) -> None:
@@ -196,10 +198,10 @@ def load_params(folder, abstract=None):
     return tree
 
 
-def _newest(folder, abstract, *, partial, step=None):
+def _newest(folder, abstract, *, partial):
     """The newest checkpoint that can be read -> (tree, its step, newer steps that cannot)."""
     broken = {}
-    for number in _steps(folder) if step is None else {step}.intersection(_steps(folder)):
+    for number in _steps(folder):
         path = folder / str(number)
         tree, trouble = _read(path / 'state', abstract, partial, path)
         trouble = trouble or _damage(path, tree)
@@ -298,14 +300,6 @@ def _named(tree):
 def _steps(folder):
     """Complete checkpoints, newest first; orbax gives a step its plain number once it is whole."""
     return sorted((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), reverse=True)
-
-
-def _folder(path):
-    """The checkpoints folder of a workdir, or the path itself; UserError if there is none."""
-    path = pathlib.Path(path).absolute()
-    if not path.is_dir():
-        raise UserError(path, 'no folder', 'the --workdir of a run', 'check the path.')
-    return path / FOLDER if (path / FOLDER).is_dir() else path
 
 
 def _writable(workdir):

@@ -8,6 +8,7 @@ import numpy as np
 
 from dsrl_jax import config as configs
 from dsrl_jax import data, inference, metrics, parallel
+from dsrl_jax.data import pipeline
 from dsrl_jax.errors import UserError
 from dsrl_jax.report.overlay import colorize, error_map, grid, overlay, save_png
 from dsrl_jax.step import make_eval_step
@@ -59,7 +60,7 @@ def evaluate(network, variables, config, source, *, sr: bool, pictures=None, ste
     step = step_fn or jit_eval_step(network, config, classes, sr=sr)
     total = metrics.Confusion.empty(classes)
     quality = {name: metrics.ImageQuality.empty() for name in ('', 'bicubic_')}
-    batches = data.eval_batches(
+    batches = pipeline.eval_batches(
         source,
         config.data,
         batch_size=config.data.eval_batch_size,

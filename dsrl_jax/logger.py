@@ -97,11 +97,10 @@ class Logger:
         for the step it has just sent. UserError (on every process) if one is not finite.
         """
         self.flush()
-        if step % self.every == 0 or step == self.steps:
-            for value in scalars.values():
-                if hasattr(value, 'copy_to_host_async'):
-                    value.copy_to_host_async()
-            self._pending = step, scalars
+        for value in scalars.values():
+            if hasattr(value, 'copy_to_host_async'):
+                value.copy_to_host_async()
+        self._pending = step, scalars
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
@@ -111,17 +110,19 @@ class Logger:
             return
         (step, scalars), self._pending = self._pending, None
         values = {f'train/{k}': float(v) for k, v in jax.device_get(scalars).items()}
-        values.update(self._times(step))
-        self._record(step, values)
-        bad = [k for k, v in values.items() if not math.isfinite(v)]
+        bad = {k: v for k, v in values.items() if not math.isfinite(v)}
+        if step % self.every == 0 or step == self.steps or bad:
+            values.update(self._times(step))
+            self._record(step, values)
         if bad:
             raise UserError(
                 f'step {step}',
-                'non-finite ' + ', '.join(f'{k}={values[k]}' for k in bad),
+                'non-finite ' + ', '.join(f'{k}={v}' for k, v in bad.items()),
                 'finite loss terms',
                 'lower the learning rate, or check labels and weights of these terms.',
             )
-        self._show(step, values)
+        if step % self.every == 0 or step == self.steps:
+            self._show(step, values)
 
     def eval(self, name: str, step: int, scores: dict) -> None:
         """Records host scores of the split `name`; arrays (IoU per class) go to the JSONL only."""

@@ -1,4 +1,4 @@
-"""The data set that needs no download: toy street scenes, drawn on demand from (seed, split, index).
+"""The data set without a download: toy street scenes drawn on demand from (seed, split, index).
 
 Colours overlap between classes and much is thin or far away, so that shape, place and fine
 detail decide, as in real streets. `street.py` draws the shapes; textures and light come on here.
@@ -8,7 +8,7 @@ import functools
 
 import numpy as np
 
-from dsrl_jax.data import street
+from dsrl_jax.data import street, street_canvas
 from dsrl_jax.errors import UserError, lookup
 
 LENGTHS = {'train': 512, 'val': 64, 'test': 64}
@@ -21,10 +21,10 @@ class SyntheticSource:
     (seed, split, i, size) alone. Raises UserError for an unknown split or an unusable size.
     """
 
-    classes = list(street.CLASSES)
-    colors = list(street.CLASSES.values())
-    num_classes = len(street.CLASSES)
-    ignore = street.VOID
+    classes = list(street_canvas.CLASSES)
+    colors = list(street_canvas.CLASSES.values())
+    num_classes = len(street_canvas.CLASSES)
+    ignore = street_canvas.VOID
 
     def __init__(self, split='train', size=(256, 512), length=None, seed=0):
         self.split, self.seed = split, int(seed)
@@ -58,7 +58,7 @@ _GRAIN = {
     'sky': (0.004, 0.005, 0.05),
     'building': (0.035, 0.05, 0.05),
     'pole': (0.02, 0.03, 0.02),
-    'tree': (0.14, 0.2, 0.06),
+    'tree': (0.12, 0.15, 0.06),
     'sign': (0.02, 0.02, 0.02),
     'car': (0.015, 0.02, 0.06),
     'person': (0.04, 0.06, 0.02),
@@ -71,12 +71,12 @@ def _light(rng, scene):
     label, (height, width) = scene.label, scene.label.shape
     grain = np.zeros((3, 256), np.float32)
     for name, strengths in _GRAIN.items():
-        grain[:, list(street.CLASSES).index(name)] = strengths
+        grain[:, list(street_canvas.CLASSES).index(name)] = strengths
     factor = np.ones((height, width), np.float32)
     for strength, exponent in zip(grain, (0.0, 1.0, 2.2)):
         factor += strength[label] * _noise(rng, exponent, height, width)
     _texture_ground(rng, scene, factor)
-    tint = rng.uniform(0.92, 1.08, 3) * rng.uniform(0.75, 1.15)
+    tint = rng.uniform(0.95, 1.05, 3) * rng.uniform(0.75, 1.15)
     slope = np.linspace(-1, 1, width) * rng.normal(0, 0.06)
     factor *= (1 + slope).astype(np.float32)[None]
     image = scene.color * factor[..., None]
@@ -97,11 +97,15 @@ def _texture_ground(rng, scene, factor):
     rows = (z * 24 + rng.integers(256)).astype(np.int64) % 256
     columns = (x * 24 + rng.integers(512)).astype(np.int64) % 512
     near = np.minimum(6 / z, 1).astype(np.float32)[:, None]
-    ground = (label == street.ROAD) | (label == street.PAVEMENT) | (label == street.LANE_MARK)
+    ground = (
+        (label == street_canvas.ROAD)
+        | (label == street_canvas.PAVEMENT)
+        | (label == street_canvas.LANE_MARK)
+    )
     grain = 1 + np.float32(rng.uniform(0.05, 0.14)) * near * tile[rows[:, None], columns]
     slab, joint = rng.uniform(0.5, 1.2), 0.05
     joints = ((x / slab) % 1 < joint / slab) | ((z / slab) % 1 < joint / slab)[:, None]
-    paving = (label == street.PAVEMENT) & joints & (z < 14)[:, None]
+    paving = (label == street_canvas.PAVEMENT) & joints & (z < 14)[:, None]
     grain -= np.float32(rng.uniform(0.08, 0.25)) * paving
     grain *= 1 - np.float32(rng.uniform(0.35, 0.75)) * scene.shadow[first:]
     factor[first:] *= np.where(ground, grain, 1)

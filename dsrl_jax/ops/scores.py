@@ -26,8 +26,7 @@ def pixel_cross_entropy(scores, label, *, convention, ignore=255):
     """
     if scores.shape[1:3] == label.shape[1:3]:
         return _cross_entropy(scores, label, ignore)
-    chunk = functools.partial(_cross_entropy, ignore=ignore)
-    return _by_rows(chunk, scores, label.shape[1:3], convention, (label, ignore))
+    return _cross_entropy_by_rows(scores, label, str(convention), ignore)
 
 
 def arg_max(scores, size, *, convention, num_classes=None):
@@ -38,7 +37,14 @@ def arg_max(scores, size, *, convention, num_classes=None):
     scores = scores[..., :num_classes]
     if scores.shape[1:3] == tuple(size):
         return _decide(scores)
-    return _by_rows(_decide, scores, tuple(size), convention)
+    starts, weights = _blocks(scores.shape, size, convention)
+
+    def chunk(operands):
+        start, weight = operands
+        block = lax.dynamic_slice_in_dim(scores, start, weight.shape[1], axis=1)
+        return _decide(_enlarge(block, weight, size[1], convention))
+
+    return _join(lax.map(chunk, (starts, weights)), size[0])
 
 
 def arg_max_at(scores, rows, columns, num_classes=None):
@@ -52,9 +58,7 @@ def arg_max_at(scores, rows, columns, num_classes=None):
     rows = jnp.broadcast_to(jnp.atleast_2d(rows), (batch, jnp.shape(rows)[-1]))
     columns = jnp.broadcast_to(jnp.atleast_2d(columns), (batch, jnp.shape(columns)[-1]))
     height = rows.shape[1]
-    step = _rows_per_chunk(batch, height, columns.shape[1], scores.shape[-1])
-    count = -(-height // step)
-    rows = jnp.pad(rows, ((0, 0), (0, count * step - height))).reshape(batch, count, step)
+    rows = _split(rows, _rows_per_chunk(batch, height, columns.shape[1], scores.shape[-1]), 0)
 
     def one(image, row, column):
         top, bottom, part = _neighbours(row, h)
@@ -62,64 +66,97 @@ def arg_max_at(scores, rows, columns, num_classes=None):
         left, right, part = _neighbours(column, w)
         return _decide(_mix(image[:, left], image[:, right], part[None, :, None]))
 
-    found = lax.map(lambda row: jax.vmap(one)(scores, row, columns), jnp.moveaxis(rows, 1, 0))
-    return _join(found, height)
+    return _join(lax.map(lambda row: jax.vmap(one)(scores, row, columns), rows), height)
 
 
-def _by_rows(function, scores, size, convention, extra=None):
-    """function(z [B, T, W, K] float32[, extra rows]) over blocks of T output rows, joined.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _cross_entropy_by_rows(scores, label, convention, ignore):
+    return _by_rows_forward(scores, label, convention, ignore)[0]
 
-    Blocks of source rows with their neighbours are stacked before the loop: reading them from the
-    whole map inside it would make the backward pass add one whole map a block.
+
+def _by_rows_forward(scores, label, convention, ignore):
+    height, width = label.shape[1:]
+    starts, weights = _blocks(scores.shape, (height, width), convention)
+
+    def chunk(operands):
+        start, weight, label = operands
+        block = lax.dynamic_slice_in_dim(scores, start, weight.shape[1], axis=1)
+        z = _enlarge(block, weight, width, convention)
+        loss, (_, _, lse) = _cross_entropy_forward(z, label, ignore)
+        return loss, lse
+
+    loss, lse = lax.map(chunk, (starts, weights, _split(label, weights.shape[1], ignore)))
+    return _join(loss, height), (scores, label, lse)
+
+
+def _by_rows_backward(convention, ignore, residuals, cotangent):
+    # Written out because the transposed loop would add one map of the scores' size for each block;
+    # here each block adds its few rows in place.
+    scores, label, lse = residuals
+    width = label.shape[2]
+    starts, weights = _blocks(scores.shape, label.shape[1:], convention)
+
+    def chunk(gradient, operands):
+        start, weight, *rest = operands
+        span = weight.shape[1]
+        block = lax.dynamic_slice_in_dim(scores, start, span, axis=1)
+        z, pull = jax.vjp(lambda block: _enlarge(block, weight, width, convention), block)
+        label, lse, cotangent = rest
+        (piece,) = pull(_cross_entropy_backward(ignore, (z, label, lse), cotangent)[0])
+        piece += lax.dynamic_slice_in_dim(gradient, start, span, axis=1)
+        return lax.dynamic_update_slice_in_dim(gradient, piece, start, axis=1), None
+
+    rows = weights.shape[1]
+    operands = starts, weights, _split(label, rows, ignore), lse, _split(cotangent, rows, 0)
+    return lax.scan(chunk, jnp.zeros_like(scores), operands)[0], None
+
+
+_cross_entropy_by_rows.defvjp(_by_rows_forward, _by_rows_backward)
+
+
+def _blocks(shape, size, convention):
+    """First source row [count] and row weights [count, T, S] of each block of T output rows.
+
+    A block reads S source rows; zero weights fill the last one up.
     """
-    batch, h, _, classes = scores.shape
+    batch, h, _, classes = shape
     height, width = size
     rows = _rows_per_chunk(batch, height, width, classes)
-    step = max(1, round(rows * h / height))  # source rows a block
-    rows = max(1, step * height // h)
     count = -(-height // rows)
     matrix = resize.bilinear_matrix(h, height, convention=convention)
-    at, source = np.nonzero(matrix)
-    offset = source - at // rows * step
-    low, high = max(0, -offset.min()), max(0, offset.max() + 1 - step)
-    weights = np.zeros((count, rows, low + step + high), np.float32)
-    weights[at // rows, at % rows, offset + low] = matrix[at, source]
+    matrix = np.pad(matrix, ((0, count * rows - height), (0, 0))).reshape(count, rows, h)
+    read = matrix.any(axis=1)
+    first, last = read.argmax(axis=1), h - 1 - read[:, ::-1].argmax(axis=1)
+    span = np.max(last - first) + 1
+    starts = np.minimum(first, h - span)
+    weights = [m[:, start : start + span] for m, start in zip(matrix, starts)]
+    return jnp.asarray(starts, jnp.int32), jnp.asarray(np.stack(weights), jnp.float32)
 
-    end = max(0, count * step + high - h)
-    padded = jnp.pad(scores, ((0, 0), (low, end), (0, 0), (0, 0)))
-    before = [_stack(padded, i, 1, step, count) for i in range(low)]
-    after = [_stack(padded, low + step + i, 1, step, count) for i in range(high)]
-    blocks = jnp.concatenate([*before, _stack(padded, low, step, step, count), *after], axis=2)
 
-    @jax.checkpoint
-    def chunk(operands):
-        block, weight, *rest = operands
-        block = resize.bilinear_axis(block.astype(jnp.float32), 2, width, convention=convention)
-        flat = block.reshape(*block.shape[:2], width * classes)
-        weight = jnp.broadcast_to(weight, (batch, *weight.shape))
+def _enlarge(block, weight, width, convention):
+    """Source rows to output rows: [B, S, w, K], weight [T, S] -> [B, T, width, K] float32."""
+    block = resize.bilinear_axis(block.astype(jnp.float32), 2, width, convention=convention)
+    batch, span, _, classes = block.shape
+    weight = jnp.broadcast_to(weight, (batch, *weight.shape))
+    with jax.named_scope('resize'):
+        flat = block.reshape(batch, span, width * classes)
         z = jnp.matmul(weight, flat, precision=lax.Precision.HIGHEST)
-        return function(z.reshape(batch, rows, width, classes), *rest)
-
-    operands = [blocks, jnp.asarray(weights)]
-    if extra is not None:
-        value, fill = extra
-        value = jnp.pad(value, ((0, 0), (0, count * rows - height), (0, 0)), constant_values=fill)
-        operands.append(_stack(value, 0, rows, rows, count))
-    return _join(lax.map(chunk, operands), height)
+    return z.reshape(batch, weight.shape[1], width, classes)
 
 
 def _rows_per_chunk(batch, height, width, classes):
+    batch = batch if isinstance(batch, int) else 1  # an exported function may leave it open
     fit = _CHUNK_BYTES // (4 * batch * width * classes)
     return min(height, max(1, fit, -(-height // _MOST_CHUNKS)))
 
 
-def _stack(x, start, size, step, count):
-    """Rows start.. of each of count blocks `step` apart: [B, H, ...] -> [count, B, size, ...]."""
-    if size == step:
-        x = x[:, start : start + count * step]
-    else:
-        x = x[:, start : start + (count - 1) * step + 1 : step]
-    return jnp.moveaxis(x.reshape(x.shape[0], count, size, *x.shape[2:]), 1, 0)
+def _split(x, rows, fill):
+    """Blocks of rows, the last filled up: [B, H, ...] -> [count, B, rows, ...]."""
+    batch, height, *rest = x.shape
+    count = -(-height // rows)
+    pads = [(0, 0), (0, count * rows - height), *((0, 0) for _ in rest)]
+    x = jnp.pad(x, pads, constant_values=fill)
+    return jnp.moveaxis(x.reshape(batch, count, rows, *rest), 1, 0)
 
 
 def _join(blocks, height):
