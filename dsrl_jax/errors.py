@@ -16,6 +16,10 @@ class UserError(Exception):
         line = f'{where}: found {found}; expected {expected}; {remedy}'
         super().__init__(' '.join(line.split()))
 
+    def __reduce__(self):
+        # Loader processes send it back: by default only the joined line would reach __init__.
+        return UserError, (self.where, self.found, self.expected, self.remedy)
+
 
 def lookup(table, name, what: str):
     """The entry `name` of the dict `table`; an unknown name raises with the nearest one."""

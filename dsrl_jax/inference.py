@@ -13,6 +13,7 @@ from dsrl_jax import checkpoint, models
 from dsrl_jax import config as configs
 from dsrl_jax.data import geometry, sources
 from dsrl_jax.errors import UserError
+from dsrl_jax.metrics import bicubic
 from dsrl_jax.models.dsrl import inference_variables
 from dsrl_jax.ops import resize
 from dsrl_jax.ops.scores import arg_max
@@ -96,6 +97,20 @@ class Model:
         unit = self.network.multiple * self.config.scale
         size = tuple(-(-n // unit) * unit for n in image.shape[:2])
         return geometry.fit(image, size, 'pad', self.config.data.fill)
+
+
+def super_resolve(model: Model, variables: dict, image: np.ndarray):
+    """The SR branch's picture of an image, and bicubic enlargement of the same small input.
+
+    uint8 [H,W,3] -> two uint8 [sH,sW,3], at the large view's size; `variables` hold all branches.
+    """
+    config = model.config
+    mean, std = (np.asarray(v, np.float32) for v in (config.data.mean, config.data.std))
+    target = model._fit(image)['target'][None]
+    small = resize.small_input(target, config.scale, config.data.mean, config.data.std)
+    run = jax.jit(lambda v, x: model.network.apply(v, x, train=False, sr=True)['sr'])
+    found = (np.asarray(run(variables, small)), np.asarray(bicubic(small, config.scale)))
+    return tuple(np.uint8(np.round(255 * np.clip(x[0] * std + mean, 0, 1))) for x in found)
 
 
 def build_network(config, classes: int, *, folded: bool = False, conv_impl: str | None = None):

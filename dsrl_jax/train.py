@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from dsrl_jax import checkpoint, convert, data, evaluate, inference, losses, optimizer, parallel
+from dsrl_jax import checkpoint, data, evaluate, inference, losses, optimizer, parallel, pretrained
 from dsrl_jax import config as configs
 from dsrl_jax import state as states
 from dsrl_jax.data import pipeline
@@ -177,22 +177,24 @@ def _initial_state(config, network, tx, mesh, saved, settings):
 def _from_encoder(config, variables, sharding):
     """The variables with the encoder of `model.init_from`; every other leaf as it was."""
     path = config.model.init_from
-    variables, taken = convert.init_encoder(config.model.net, variables, convert.read_weights(path))
+    variables, taken = pretrained.init_encoder(
+        config.model.net, variables, pretrained.read_weights(path)
+    )
     print(f'{path}: {taken} tensors of the encoder taken')
     return jax.device_put(variables, sharding)
 
 
 def _compiled_step(config, network, tx, schedule, source, mesh):
     """The jitted training step, the state donated, everything replicated but the batch."""
-    weights = None
+    class_weights = None
     if config.ce.weights != 'none':
         counts = class_frequencies(source)
-        weights = losses.class_weights(
+        class_weights = losses.class_weights(
             config.ce.weights, counts['pixels'], counts['present_pixels']
         )
-        shown = ', '.join(f'{n} {w:.3g}' for n, w in zip(source.classes, weights))
+        shown = ', '.join(f'{n} {w:.3g}' for n, w in zip(source.classes, class_weights))
         print(f'class weights: {shown}')
-    loss = losses.make_loss(config, weights)
+    loss = losses.make_loss(config, class_weights)
     everywhere = parallel.replicated(mesh)
     return jax.jit(
         make_train_step(network, tx, loss, config, schedule),

@@ -11,7 +11,7 @@ import pytest
 from golden import golden_weights
 from golden_sets import EVAL_BOUND, GOLDEN, TRAIN_BOUND, TRAIN_BOUNDS
 
-from dsrl_jax import convert, models
+from dsrl_jax import models, pretrained
 from dsrl_jax.models import heads
 
 FOLDER = pathlib.Path(os.environ.get('DSRL_REFERENCE', pathlib.Path(__file__).with_name('golden')))
@@ -35,8 +35,8 @@ def test_running_statistics_after_one_step(stem):
     name, options, _ = GOLDEN[stem]
     _, stats = forward(stem, train=True)
     after = {k.removeprefix('after/'): v for k, v in stored(stem).items() if 'after/' in k}
-    expected = convert.from_torch(name, weights(stem) | after, **options)['batch_stats']
-    before = convert.from_torch(name, weights(stem), **options)['batch_stats']
+    expected = pretrained.from_torch(name, weights(stem) | after, **options)['batch_stats']
+    before = pretrained.from_torch(name, weights(stem), **options)['batch_stats']
     checked = 0
     for old, want, got in zip(*map(jax.tree.leaves, (before, expected, stats)), strict=True):
         if not np.array_equal(old, want):
@@ -66,7 +66,7 @@ def forward(stem, train):
     """(outputs, new batch statistics) of the golden input, `logits` added where there are none."""
     name, options, _ = GOLDEN[stem]
     module = models.create(name, **options)
-    variables = convert.from_torch(name, weights(stem), **options)
+    variables = pretrained.from_torch(name, weights(stem), **options)
     keys = FOLDER / f'{stem}.keys.json'
     image = jnp.asarray(golden_weights.inputs(keys).transpose(0, 2, 3, 1))
 

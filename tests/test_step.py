@@ -14,7 +14,7 @@ from dsrl_jax.step import label_map, make_train_step
 
 CLASSES = 5
 # Declared by the original network and used by none of its paths: the activation of a strided block.
-UNUSED = {f'network/level{n}_0/eesp/module_act/slope' for n in (2, 3, 4)}
+UNUSED = {f'network/encoder/level{n}_0/eesp/module_act/slope' for n in (2, 3, 4)}
 
 
 def tiny(**changes):
@@ -42,7 +42,7 @@ def batch_of(size=4, seed=0):
 def prepared(dtype='float32', ema=0.0):
     """(jitted step, fresh state) of a narrow network; one compilation serves several tests."""
     config = tiny(model__dtype=dtype, ema=ema)
-    config.optimizer.decay = 'all'
+    config.optimizer.weight_decay = 0.0  # it alone would move a leaf
     network = inference.build_network(config, CLASSES)
     shapes = inference.abstract_variables(network, config)
     tx, schedule = optimizer.make_optimizer(config.optimizer, shapes['params'], 10)
@@ -55,13 +55,7 @@ def prepared(dtype='float32', ema=0.0):
 
 def test_every_leaf_that_has_a_gradient_moves():
     step, state = prepared()
-    config = tiny()
-    config.optimizer.weight_decay = 0.0
-    network = inference.build_network(config, CLASSES)
-    tx, schedule = optimizer.make_optimizer(config.optimizer, state.params, 10)
-    state = states.create(state.variables(), tx, ema=False)
-    plain = jax.jit(make_train_step(network, tx, losses.make_loss(config), config, schedule))
-    new, _ = plain(state, batch_of())
+    new, _ = step(state, batch_of())
     still = {
         optimizer.path_name(path)
         for (path, before), after in zip(

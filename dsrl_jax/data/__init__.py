@@ -27,7 +27,9 @@ def list_split(config, split: str):
 
 
 def _synthetic(config, split):
-    return SyntheticSource(split, size=tuple(config.size), seed=config.seed, length=config.length or None)
+    return SyntheticSource(
+        split, size=tuple(config.size), seed=config.seed, length=config.length or None
+    )
 
 
 SOURCES = {'camvid': camvid.build, 'folder': folder.build, 'synthetic': _synthetic}

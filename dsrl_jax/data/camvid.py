@@ -6,7 +6,7 @@
                              (NAME.png or NAME_L.png), grouped to 11 as SegNet's labels are
 
 Paths in the lists are relative to ROOT; of an absolute path such as /SegNet/CamVid/train/X.png
-only what follows CamVid counts. A listed .png that is there as .jpg, or the other way, is taken.
+only the last two parts count. A listed .png that is there as .jpg, or the other way, is taken.
 Colours outside the palette are void (one test label holds some two hundred such pixels).
 """
 
@@ -136,10 +136,10 @@ def read_list(listing: pathlib.Path) -> tuple[list[Pair], list[UserError]]:
 
 def _resolve(root: pathlib.Path, entry: str, where: str) -> pathlib.Path:
     parts = pathlib.PurePosixPath(entry.replace('\\', '/')).parts
-    published = [i for i, part in enumerate(parts[:-2]) if part.lower() in ('camvid', 'segnet')]
-    if published:
+    outside = '..' in parts  # asked first: shortening the path would hide it
+    if any(part.lower() in ('camvid', 'segnet') for part in parts[:-2]):
         parts = parts[-2:]
-    if '..' in parts or pathlib.PurePosixPath(*parts).is_absolute() or ':' in parts[0]:
+    if outside or pathlib.PurePosixPath(*parts).is_absolute() or ':' in parts[0]:
         raise UserError(
             where, f'the path {entry}', f'a path inside {root}', 'write it relative to the root.'
         )

@@ -72,11 +72,10 @@ def jitter_color(image, strength: float, rng):
     about each pixel's grey. All three are linear, so they are one 3x4 matrix and one rounding.
     """
     brightness, contrast, saturation = 1 + strength * rng.uniform(-1, 1, 3)
-    grey = brightness * float(image.mean((0, 1)) @ _LUMA)
-    matrix = saturation * np.eye(3) + (1 - saturation) * _LUMA
-    matrix = brightness * contrast * matrix
-    offset = np.full((3, 1), (1 - contrast) * grey)  # grey lies on the axis saturation keeps
     picture = Image.fromarray(np.ascontiguousarray(image))
+    grey = brightness * float(np.asarray(picture.convert('L')).mean())
+    matrix = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * _LUMA)
+    offset = np.full((3, 1), (1 - contrast) * grey)  # the grey axis is what saturation keeps
     return np.array(picture.convert('RGB', tuple(np.hstack([matrix, offset]).ravel())))
 
 

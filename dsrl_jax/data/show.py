@@ -10,7 +10,7 @@ from dsrl_jax import data
 from dsrl_jax.data import pipeline
 
 _TITLES = ('large view (target)', 'small input', 'label', 'overlay', 'mask')
-_GAP, _CAPTION = 6, 18
+_GAP, _CAPTION, _PAPER = 6, 18, (225, 225, 225)  # the mask of a full view is white
 
 
 def contact_sheet(config, path, *, scale: int = 2, rows: int = 6, seed: int = 0, panel: int = 320):
@@ -30,7 +30,7 @@ def contact_sheet(config, path, *, scale: int = 2, rows: int = 6, seed: int = 0,
     sheet = Image.new(
         'RGB',
         (len(_TITLES) * (panel + _GAP) + _GAP, rows * (tall + _CAPTION + _GAP) + legend.height),
-        'white',
+        _PAPER,
     )
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     small = (height // scale, width // scale)
@@ -85,7 +85,7 @@ def _legend(source, width):
             x, y = 0, y + 18
         places.append((x, y, name, tuple(color)))
         x += wide
-    legend = Image.new('RGB', (width, y + 22), 'white')
+    legend = Image.new('RGB', (width, y + 22), _PAPER)
     pen = ImageDraw.Draw(legend)
     for x, y, name, color in places:
         pen.rectangle((x, y, x + 13, y + 13), fill=color, outline='black')

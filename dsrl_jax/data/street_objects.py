@@ -33,7 +33,7 @@ def furniture(rng, road, kerb):
             for z in np.arange(rng.uniform(6, 20), 60, rng.uniform(6, 14)).tolist():
                 yield _tree, side * (road + kerb * rng.uniform(0.3, 0.7)), z
         for _ in range(rng.integers(1, 5)):
-            yield _sign, side * (road + rng.uniform(0.3, 1.0)), rng.uniform(5, 32)
+            yield _sign, side * (road + rng.uniform(0.3, 1.0)), rng.uniform(5, 24)
         if rng.random() < 0.4:
             yield _bin, side * (road + kerb * rng.uniform(0.2, 0.9)), rng.uniform(5, 22)
 
@@ -49,9 +49,9 @@ def traffic(rng, road, kerb):
         for _ in range(rng.integers(0, 3)):
             yield _car, side * rng.uniform(0.25, 0.6) * road, rng.uniform(9, 50)
         for _ in range(rng.integers(1, 6)):
-            yield _person, side * (road + kerb * rng.uniform(0.1, 0.9)), rng.uniform(5, 30)
+            yield _person, side * (road + kerb * rng.uniform(0.1, 0.9)), rng.uniform(4, 20)
         if rng.random() < 0.75:
-            yield _rider, side * road * rng.uniform(0.2, 0.75), rng.uniform(4, 20)
+            yield _rider, side * road * rng.uniform(0.2, 0.75), rng.uniform(4, 16)
     if rng.random() < 0.3:
         yield _person, rng.uniform(-road, road), rng.uniform(8, 24)
 
@@ -59,14 +59,14 @@ def traffic(rng, road, kerb):
 def _lamp(pen, rng, x, z):
     grey, tall = jitter(rng, pick(rng, GREYS), 10), rng.uniform(4.5, 8)
     reach = -math.copysign(rng.uniform(0.6, 2.0), x)
-    pen.line(((x, 0), (x, tall), (x + reach, tall + 0.3)), rng.uniform(0.11, 0.2), z, grey, POLE)
+    pen.line(((x, 0), (x, tall), (x + reach, tall + 0.3)), rng.uniform(0.15, 0.26), z, grey, POLE)
     pen.box(x + reach * 0.8, tall + 0.2, x + reach * 1.25, tall + 0.45, z, grey, POLE, 0.8)
     pen.cast(((x - 0.1, z), (x + 0.1, z), (x - pen.sun * 6, z + 1.6), (x - pen.sun * 6, z + 1.3)))
 
 
 def _sign(pen, rng, x, z):
-    tall, size = rng.uniform(2.1, 3.4), rng.uniform(0.32, 0.5)
-    pen.line(((x, 0), (x, tall)), 0.09, z, jitter(rng, pick(rng, GREYS), 10), POLE)
+    tall, size = rng.uniform(2.1, 3.4), rng.uniform(0.4, 0.62)
+    pen.line(((x, 0), (x, tall)), 0.11, z, jitter(rng, pick(rng, GREYS), 10), POLE)
     rgb, inner = jitter(rng, pick(rng, BOARDS), 14), jitter(rng, pick(rng, BOARDS), 14)
     kind = rng.integers(4)
     if kind == 0:

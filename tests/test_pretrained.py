@@ -9,7 +9,8 @@ import pytest
 from golden import golden_weights
 from safetensors.numpy import save_file
 
-from dsrl_jax import convert, models
+from dsrl_jax import models, pretrained
+from dsrl_jax.convert import PREPROCESSING
 from dsrl_jax.errors import UserError
 from dsrl_jax.models import heads
 
@@ -31,7 +32,7 @@ def assert_equal(a, b):
 
 def test_every_tensor_arrives_once_and_classes_are_inferred():
     state = segmentation()
-    variables = convert.from_torch('espnetv2', state)
+    variables = pretrained.from_torch('espnetv2', state)
     values = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(variables)])
     given = np.concatenate([v.ravel() for k, v in state.items() if 'num_batches' not in k])
     np.testing.assert_array_equal(np.sort(values), np.sort(given))
@@ -42,7 +43,7 @@ def test_every_tensor_arrives_once_and_classes_are_inferred():
 def test_a_data_parallel_prefix_is_accepted():
     state = {f'module.{key}': value for key, value in segmentation().items()}
     assert_equal(
-        convert.from_torch('espnetv2', state), convert.from_torch('espnetv2', segmentation())
+        pretrained.from_torch('espnetv2', state), pretrained.from_torch('espnetv2', segmentation())
     )
 
 
@@ -59,13 +60,13 @@ def test_a_data_parallel_prefix_is_accepted():
 def test_what_misfits_is_named(change, named):
     state = {k: v for k, v in (segmentation() | change).items() if v is not None}
     with pytest.raises(UserError) as error:
-        convert.from_torch('espnetv2', state, num_classes=20)
+        pretrained.from_torch('espnetv2', state, num_classes=20)
     assert all(part in str(error.value) for part in named), error.value
 
 
 def test_another_width_is_refused():
     with pytest.raises(UserError, match='misshapen'):
-        convert.from_torch('espnetv2', segmentation(), width=1.0)
+        pretrained.from_torch('espnetv2', segmentation(), width=1.0)
 
 
 @pytest.mark.parametrize('wrapped', [False, True])
@@ -77,7 +78,7 @@ def test_init_encoder_takes_the_encoder_and_leaves_the_rest(source, wrapped):
     kwargs = {'sr': True} if wrapped else {}
     shapes = jax.eval_shape(functools.partial(module.init, **kwargs), jax.random.key(0), image)
     fresh = jax.tree.map(lambda leaf: np.full(leaf.shape, -7, leaf.dtype), shapes)
-    started, taken = convert.init_encoder('espnetv2', fresh, state)
+    started, taken = pretrained.init_encoder('espnetv2', fresh, state)
     assert jax.tree.structure(started) == jax.tree.structure(fresh)
     loaded = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(started)}
     changed = {path for path, leaf in loaded.items() if not (leaf == -7).all()}
@@ -90,9 +91,9 @@ def test_init_encoder_refuses_another_width_and_another_network():
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     variables = jax.eval_shape(module.init, jax.random.key(0), image)
     with pytest.raises(UserError, match='misshapen'):
-        convert.init_encoder('espnetv2', variables, segmentation())
+        pretrained.init_encoder('espnetv2', variables, segmentation())
     with pytest.raises(UserError, match='missing'):
-        convert.init_encoder('espnetv2', variables, {'conv1.weight': np.ones((3, 3))})
+        pretrained.init_encoder('espnetv2', variables, {'conv1.weight': np.ones((3, 3))})
 
 
 def test_files_of_weights(tmp_path):
@@ -100,7 +101,7 @@ def test_files_of_weights(tmp_path):
     np.savez(tmp_path / 'w.npz', **weights)
     save_file(weights, tmp_path / 'w.safetensors')
     for name in ('w.npz', 'w.safetensors'):
-        read = convert.read_weights(tmp_path / name)
+        read = pretrained.read_weights(tmp_path / name)
         assert sorted(read) == sorted(weights)
         np.testing.assert_array_equal(read['a.weight'], weights['a.weight'])
 
@@ -112,7 +113,7 @@ def test_a_truncated_file_is_named(tmp_path, suffix):
     np.savez(whole, **weights) if suffix == '.npz' else save_file(weights, whole)
     path.write_bytes(whole.read_bytes()[:3000])
     with pytest.raises(UserError, match=rf'cut{suffix}: found an unreadable file'):
-        convert.read_weights(path)
+        pretrained.read_weights(path)
 
 
 def test_pickled_arrays_and_strange_names_are_refused(tmp_path):
@@ -123,14 +124,14 @@ def test_pickled_arrays_and_strange_names_are_refused(tmp_path):
         ('no.npz', 'no such'),
     ):
         with pytest.raises(UserError, match=message):
-            convert.read_weights(tmp_path / name)
+            pretrained.read_weights(tmp_path / name)
 
 
 def test_a_torch_file(tmp_path):
     torch = pytest.importorskip('torch')
     weights = {'a.weight': torch.arange(6.0).reshape(2, 3).bfloat16(), 'n': torch.tensor(3)}
     torch.save({'state_dict': weights, 'epoch': 3}, tmp_path / 'w.pth')
-    read = convert.read_weights(tmp_path / 'w.pth')
+    read = pretrained.read_weights(tmp_path / 'w.pth')
     np.testing.assert_array_equal(read['a.weight'], np.arange(6.0).reshape(2, 3))
     assert sorted(read) == ['a.weight', 'n']
 
@@ -139,25 +140,15 @@ def test_a_torch_file_without_torch_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'torch', None)
     (tmp_path / 'w.pth').write_bytes(b'')
     with pytest.raises(UserError, match=r'dsrl-jax\[torch\]'):
-        convert.read_weights(tmp_path / 'w.pth')
-
-
-def test_espnet_presets_equal_the_authors_order_of_operations():
-    """Theirs: (image - mean) / std / 255 in BGR."""
-    image = np.arange(9.0, 255.0, 82.0)
-    preset = convert.PREPROCESSING['espnet_cityscapes']
-    ours = (image * preset['scale'] - preset['mean']) / preset['std']
-    mean = np.array([72.3923111, 82.90893555, 73.15840149])
-    std = np.array([45.3192215, 46.15289307, 44.91483307])
-    np.testing.assert_allclose(ours, (image - mean) / std / 255, rtol=1e-6)
+        pretrained.read_weights(tmp_path / 'w.pth')
 
 
 @pytest.mark.parametrize('width', [0.5, 1.0, 2.0])
 def test_published_weights_give_the_published_outputs(real_data, width):
     folder = real_data / 'checkpoints'
     name = f'espnetv2_s_{width}_city_1024x512'
-    variables = convert.from_torch(
-        'espnetv2', convert.read_weights(folder / f'{name}.npz'), width=width
+    variables = pretrained.from_torch(
+        'espnetv2', pretrained.read_weights(folder / f'{name}.npz'), width=width
     )
     module = models.create('espnetv2', num_classes=20, width=width)
     want = np.load(folder / f'{name}.reference.npz')
@@ -184,11 +175,11 @@ def test_published_weights_label_a_real_street(real_data):
     from PIL import Image
 
     folder, name = real_data / 'checkpoints', 'espnetv2_s_0.5_city_512x256'
-    variables = convert.from_torch(
-        'espnetv2', convert.read_weights(folder / f'{name}.npz'), width=0.5
+    variables = pretrained.from_torch(
+        'espnetv2', pretrained.read_weights(folder / f'{name}.npz'), width=0.5
     )
     module = models.create('espnetv2', num_classes=20, width=0.5)
-    preset = convert.PREPROCESSING['imagenet']
+    mean, std = PREPROCESSING['imagenet'].values()
     want = np.load(folder / f'{name}.reference.npz')
 
     @jax.jit
@@ -199,6 +190,6 @@ def test_published_weights_label_a_real_street(real_data):
     for frame in ('000294', '000576'):
         path = next((real_data / 'cityscapes_samples').rglob(f'*{frame}*leftImg8bit.png'))
         image = np.asarray(Image.open(path).resize((512, 256), Image.BILINEAR), np.float32)
-        image = (image * preset['scale'] - preset['mean']) / preset['std']
+        image = (image / 255 - np.float32(mean)) / np.float32(std)
         got = labels(variables, image[None].astype(np.float32))[0]
         assert (got == want[f'argmax19_{frame}']).mean() > 0.999
