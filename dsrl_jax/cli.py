@@ -27,6 +27,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError('command line', message, 'known flags', f'see `{self.prog} --help`.')
 
+    def names(self) -> list[str]:
+        """All flags of the verb."""
+        return [name for action in self._actions for name in action.option_strings]
+
 
 def main(argv: list[str]) -> int:
     """Run one command; the exit code is 0, 2 for a user error, or the verb's own."""
@@ -63,23 +67,28 @@ def _dispatch(argv: list[str]) -> int | None:
     module = importlib.import_module(VERBS[verb][0])
     parser = _Parser(prog=f'dsrl {verb}', description=VERBS[verb][1], allow_abbrev=False)
     module.flags(parser)
-    args, rest = parser.parse_known_args(argv[1:])
-    args.overrides = _overrides(rest, takes_config=hasattr(args, 'config'))
+    rest, overrides = _overrides(argv[1:], parser.names())
+    args = parser.parse_args(rest)
+    args.overrides = overrides
     return module.main(args)
 
 
-def _overrides(rest: list[str], *, takes_config: bool) -> list[tuple[str, str]]:
-    """`--config.a.b=value` flags as (dotted path, text); anything else is unknown."""
-    pairs = []
-    for item in rest:
+def _overrides(argv: list[str], known: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """What the verb's parser reads, and the `--config.a.b=value` flags as (dotted path, text).
+
+    Unknown flags are refused here: argparse would first ask for the required ones.
+    """
+    rest, pairs = [], []
+    for item in argv:
         name, equals, value = item.partition('=')
-        if not (takes_config and name.startswith('--config.') and equals):
-            expected = 'a flag of this verb'
-            if takes_config:
-                expected += ' or --config.FIELD=VALUE'
-            raise UserError('command line', repr(item), expected, 'see --help.')
-        pairs.append((name.removeprefix('--config.'), value))
-    return pairs
+        if '--config' in known and name.startswith('--config.') and equals:
+            pairs.append((name.removeprefix('--config.'), value))
+        elif name.startswith('--') and name not in known:
+            names = [*known, '--config.FIELD=VALUE'] if '--config' in known else known
+            raise UserError('command line', repr(item), one_of(names), nearest(name, names))
+        else:
+            rest.append(item)
+    return rest, pairs
 
 
 def _prepare() -> None:

@@ -155,8 +155,15 @@ def load(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> ml_collections
     else:
         module_spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
         module = importlib.util.module_from_spec(module_spec)
-        module_spec.loader.exec_module(module)
-        config = module.get_config(arg)
+        try:
+            module_spec.loader.exec_module(module)
+            config = module.get_config(arg)
+        except UserError:
+            raise
+        except Exception as error:  # a mistake in somebody's Python may raise anything
+            found = f'{type(error).__name__}: {error}'
+            remedy = 'correct the file; --debug shows the traceback.'
+            raise UserError(path, found, 'get_config(arg) that returns one', remedy) from error
     config.lock()
     for dotted, text in overrides:
         override(config, dotted, text)
@@ -244,14 +251,20 @@ def eval_size(config: ml_collections.ConfigDict) -> tuple[int, int]:
 
 
 def fill(config, saved: dict, where: str) -> None:
-    """Set the fields of `config` from saved nested dicts; an unknown key raises UserError."""
+    """Set the fields of `config` from saved nested dicts; UserError for what does not fit."""
+    if not isinstance(saved, dict):
+        raise UserError(where, repr(saved), 'a JSON object', 'give a saved configuration.')
     for key, value in saved.items():
         if key not in config:
             raise UserError(where, f'the key {key!r}', one_of(config.keys()), nearest(key, config))
         if isinstance(config[key], ml_collections.ConfigDict):
             fill(config[key], value, where)
         else:
-            config[key] = _tuples(value)
+            try:
+                config[key] = _tuples(value)
+            except TypeError:
+                expected = f'a {type(config[key]).__name__}'
+                raise UserError(where, f'{key}={value!r}', expected, 'correct it.') from None
 
 
 def _tuples(value):

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dsrl_jax import data
 from dsrl_jax.data import pipeline
+from dsrl_jax.errors import UserError
 
 _TITLES = ('large view (target)', 'small input', 'label', 'overlay', 'mask')
 _GAP, _CAPTION, _PAPER = 6, 18, (225, 225, 225)  # the mask of a full view is white
@@ -46,8 +47,11 @@ def contact_sheet(config, path, *, scale: int = 2, rows: int = 6, seed: int = 0,
             pen.text((left, top + 2), caption, fill='black', font=font)
     sheet.paste(legend, (_GAP, sheet.height - legend.height))
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
+    except OSError as error:
+        raise UserError(path, str(error), 'a folder to write', 'choose --output.') from None
     return path
 
 

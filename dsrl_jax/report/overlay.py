@@ -7,6 +7,8 @@ import tempfile
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dsrl_jax.errors import UserError
+
 IGNORE = 255
 _INK, _PAPER = (28, 32, 38), (255, 255, 255)
 
@@ -102,13 +104,17 @@ def legend(classes, colors, *, columns=6, cell_width=150):
 def save_png(array, path):
     """Writes uint8 [H,W] or [H,W,3] as PNG and returns the path; makes the folders.
 
-    The file appears whole or not at all: it is written beside its place, then renamed.
+    The file appears whole or not at all: it is written beside its place, then renamed. UserError
+    where the folder cannot be written.
     """
     array, path = np.asarray(array), pathlib.Path(path)
     if array.dtype != np.uint8:
         raise ValueError(f'a PNG takes uint8, got {array.dtype}')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(suffix='.png', prefix='.part_', dir=path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(suffix='.png', prefix='.part_', dir=path.parent)
+    except OSError as error:
+        raise UserError(path, str(error), 'a folder to write', 'choose another folder.') from None
     try:
         with os.fdopen(handle, 'wb') as file:
             Image.fromarray(array).save(file, 'PNG')
