@@ -263,7 +263,7 @@ def fill(config, saved: dict, where: str) -> None:
             try:
                 config[key] = _tuples(value)
             except TypeError:
-                expected = f'a {type(config[key]).__name__}'
+                expected = f'a value of type {type(config[key]).__name__}'
                 raise UserError(where, f'{key}={value!r}', expected, 'correct it.') from None
 
 

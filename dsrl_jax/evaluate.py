@@ -1,5 +1,6 @@
 """`dsrl eval`: score a training run or an exported model on a split, at full label size."""
 
+import contextlib
 import json
 import pathlib
 
@@ -68,14 +69,15 @@ def evaluate(network, variables, config, source, *, sr: bool, pictures=None, ste
         process_count=jax.process_count(),
     )
     gallery = _Gallery(config.eval.pictures if pictures else 0)
-    for batch in batches:
-        result = step(variables, parallel.to_global(batch, mesh))
-        total = total.merge(jax.device_get(result['confusion']))
-        if sr:
-            for name in quality:
-                quality[name] = quality[name].merge(jax.device_get(result[f'{name}quality']))
-        if gallery.wanted:
-            gallery.add(batch, result)
+    with contextlib.closing(batches):
+        for batch in batches:
+            result = step(variables, parallel.to_global(batch, mesh))
+            total = total.merge(jax.device_get(result['confusion']))
+            if sr:
+                for name in quality:
+                    quality[name] = quality[name].merge(jax.device_get(result[f'{name}quality']))
+            if gallery.wanted:
+                gallery.add(batch, result)
     scores = summary(total, source)
     if sr:
         for name, value in quality.items():

@@ -1,5 +1,6 @@
 """`dsrl train`: one jitted, donated, sharded step in a loop that stops and resumes bit-exactly."""
 
+import contextlib
 import functools
 import json
 import pathlib
@@ -86,16 +87,16 @@ def train(config, workdir) -> dict | None:
         score = functools.partial(
             _score, config, network, scored, eval_fn, logger, workdir / _eval_folder(config)
         )
-        with logger:
-            batches = pipeline.train_batches(
-                source,
-                config.data,
-                seed=config.seed,
-                start=start,
-                batch_size=config.data.batch_size,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            )
+        batches = pipeline.train_batches(
+            source,
+            config.data,
+            seed=config.seed,
+            start=start,
+            batch_size=config.data.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        with logger, contextlib.closing(batches):
             for step in range(start + 1, steps + 1):
                 with logger.clock('data_wait'):
                     batch = parallel.to_global(next(batches), mesh)
@@ -168,19 +169,18 @@ def _initial_state(config, network, tx, mesh, saved, settings):
         state, step = saved.restore(abstract)
         print(f'resumed at step {step}')
         return state
+    start = config.model.init_from
+    weights = pretrained.read_weights(start) if start else None  # first: a wrong file ends here
     variables = jax.jit(fresh, out_shardings=everywhere)(key)
-    if config.model.init_from:
-        variables = _from_encoder(config, variables, everywhere)
+    if weights:
+        variables = _from_encoder(config, variables, weights, everywhere)
     return jax.jit(create, out_shardings=everywhere)(variables)
 
 
-def _from_encoder(config, variables, sharding):
-    """The variables with the encoder of `model.init_from`; every other leaf as it was."""
-    path = config.model.init_from
-    variables, taken = pretrained.init_encoder(
-        config.model.net, variables, pretrained.read_weights(path)
-    )
-    print(f'{path}: {taken} tensors of the encoder taken')
+def _from_encoder(config, variables, weights, sharding):
+    """The variables with the encoder of the weights; every other leaf as it was."""
+    variables, taken = pretrained.init_encoder(config.model.net, variables, weights)
+    print(f'{config.model.init_from}: {taken} tensors of the encoder taken')
     return jax.device_put(variables, sharding)
 
 

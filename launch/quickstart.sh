@@ -17,6 +17,6 @@ for mode in none full; do
 done
 dsrl export --workdir="$output/full" --output="$output/model"
 dsrl data show --dataset=synthetic --split=test --images=3 --output="$output/pictures"
-dsrl predict --model="$output/model" --output="$output/predictions" "$output/pictures"
+dsrl predict --model="$output/model" --output="$output/predictions" "$output/pictures/images"
 dsrl compare --output="$output/report" base="$output/none" dsrl="$output/full"
 echo "quickstart finished in $((SECONDS - began)) s: open $output/report/index.html"

@@ -31,13 +31,13 @@ if not flags.FLAGS.is_parsed():
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
-# Four steps with a checkpoint after the second and the last. The same configuration finds its
+# Twenty steps with a checkpoint after the eleventh and the last. The same configuration finds its
 # compiled step in the cache again.
 TINY_RUN = (
     'train',
     '--config=synthetic:tiny,dsrl=full',
-    '--config.steps=4',
-    '--config.checkpoint.every=2',
+    '--config.steps=20',
+    '--config.checkpoint.every=11',
     '--config.checkpoint.keep=3',
 )
 

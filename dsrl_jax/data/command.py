@@ -37,10 +37,10 @@ def main(args) -> int:
     source = data.build(config, config.train_split)
     for index in range(min(args.images, len(source))):
         element = source[index]
-        Image.fromarray(element['image']).save(output / f'{index:03d}.png')
-    print(
-        f'{sheet}: {args.images} augmented training views; beside it the first images as they are'
-    )
+        path = output / 'images' / f'{index:03d}.png'
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(element['image']).save(path)
+    print(f'{sheet}: {args.images} augmented views; images/ holds the first ones as they are')
     return 0
 
 
