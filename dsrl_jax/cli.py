@@ -4,6 +4,7 @@ import argparse
 import importlib
 import sys
 import traceback
+from collections.abc import Iterable
 
 from dsrl_jax import __version__
 from dsrl_jax.errors import UserError, nearest, one_of
@@ -60,20 +61,25 @@ def _dispatch(argv: list[str]) -> int | None:
     if argv[0] == '--version':
         print(__version__)
         return 0
-    verb = argv[0]
-    if verb not in VERBS:
-        raise UserError('command line', f'the verb {verb!r}', one_of(VERBS), nearest(verb, VERBS))
     _prepare()
-    module = importlib.import_module(VERBS[verb][0])
-    parser = _Parser(prog=f'dsrl {verb}', description=VERBS[verb][1], allow_abbrev=False)
-    module.flags(parser)
-    rest, overrides = _overrides(argv[1:], parser.names())
-    args = parser.parse_args(rest)
-    args.overrides = overrides
+    module, args = parse(*argv)
     return module.main(args)
 
 
-def _overrides(argv: list[str], known: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+def parse(verb: str, *argv: str):
+    """The module of a verb and its flags as a namespace, `--config.` fields in `overrides`."""
+    if verb not in VERBS:
+        raise UserError('command line', f'the verb {verb!r}', one_of(VERBS), nearest(verb, VERBS))
+    module = importlib.import_module(VERBS[verb][0])
+    parser = _Parser(prog=f'dsrl {verb}', description=VERBS[verb][1], allow_abbrev=False)
+    module.flags(parser)
+    rest, overrides = _overrides(argv, parser.names())
+    args = parser.parse_args(rest)
+    args.overrides = overrides
+    return module, args
+
+
+def _overrides(argv: Iterable[str], known: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """What the verb's parser reads, and the `--config.a.b=value` flags as (dotted path, text).
 
     Unknown flags are refused here: argparse would first ask for the required ones.

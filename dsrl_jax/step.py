@@ -44,7 +44,7 @@ def make_train_step(
         variables = {'params': params, 'batch_stats': batch_stats}
         scalars = {
             **terms,
-            'grad_norm': optax.global_norm(grads),
+            'grad_norm': optax.tree.norm(grads),
             'lr': jnp.asarray(schedule(current.step), jnp.float32),
         }
         new = current.replace(

@@ -50,6 +50,15 @@ def prepared(dtype='float32', ema=0.0):
     small = inference.input_size(config, config.data.size)
     variables = jax.jit(lambda k: states.init_variables(network, small, k))(jax.random.key(0))
     step = jax.jit(make_train_step(network, tx, losses.make_loss(config), config, schedule))
+    # A norm that another norm follows has no gradient while biases are zero (the second undoes its
+    # scale), so every bias starts a little off.
+    rng = np.random.default_rng(1)
+    variables['params'] = jax.tree.map_with_path(
+        lambda path, x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32)
+        if path[-1].key == 'bias'
+        else x,
+        jax.device_get(variables['params']),
+    )
     return step, jax.device_get(create(variables))
 
 
@@ -76,7 +85,8 @@ def test_duplicated_batch_gives_the_same_terms_and_update():
     (one, terms), (two, terms_two) = step(state, batch), step(state, twice)
     for name in ('ce', 'mse', 'fa', 'total'):
         np.testing.assert_allclose(terms_two[name], terms[name], rtol=1e-5)
-    assert _distance(one.params, two.params) < 1e-4 * _distance(one.params, state.params)
+    # Float32 sums in another order, through sixty norms.
+    assert _distance(one.params, two.params) < 5e-3 * _distance(one.params, state.params)
 
 
 def test_four_devices_equal_one():
@@ -90,7 +100,7 @@ def test_four_devices_equal_one():
     assert len(terms_four['total'].sharding.device_set) == 4
     for name in terms:
         np.testing.assert_allclose(terms_four[name], terms[name], rtol=2e-4)
-    assert _distance(one.params, four.params) < 1e-3 * _distance(one.params, state.params)
+    assert _distance(one.params, four.params) < 5e-3 * _distance(one.params, state.params)
 
 
 @pytest.mark.slow
