@@ -286,7 +286,8 @@ def _convert(where: str, text: str, old):
     wanted = tuple if old is None else type(old)
     if type(value) is not wanted and not (old is None and value is None):
         example = '(384,480)' if old is None else repr(old)
-        raise UserError(where, repr(text), f'a {wanted.__name__}', f'write it like {example}.')
+        expected = f'a value of type {wanted.__name__}'
+        raise UserError(where, repr(text), expected, f'write it like {example}.')
     return value
 
 

@@ -197,7 +197,7 @@ def from_workdir(workdir: str | pathlib.Path) -> tuple[Model, dict, int]:
         remedy = 'give the --workdir of a `dsrl train` run.'
         raise UserError(workdir, 'no config.json', "a training run's directory", remedy)
     config = configs.load_json(workdir / 'config.json')
-    dataset = read_json(workdir / 'dataset.json')
+    dataset = read_named(workdir / 'dataset.json', {'classes', 'colors'})
     network = build_network(config, len(dataset['classes']))
     shapes = abstract_variables(network, config)
     if config.ema:
@@ -220,12 +220,17 @@ def abstract_variables(network, config) -> dict:
 
 def read_card(directory: pathlib.Path) -> dict:
     """`config.json` of an exported model."""
-    path = directory / 'config.json'
+    return read_named(directory / 'config.json', {'config', 'classes', 'colors', 'folded'})
+
+
+def read_named(path: pathlib.Path, keys: set[str]) -> dict:
+    """A JSON object that holds the keys, or a UserError that names what is missing."""
     saved = read_json(path)
-    missing = {'config', 'classes', 'colors', 'folded'} - set(saved)
+    missing = keys - set(saved) if isinstance(saved, dict) else keys
     if missing:
         found = 'no ' + ', '.join(sorted(missing))
-        raise UserError(path, found, 'an exported model', 'write it with `dsrl export`.')
+        expected = 'a file of `dsrl train` or `dsrl export`'
+        raise UserError(path, found, expected, 'check the directory, or write it again.')
     return saved
 
 

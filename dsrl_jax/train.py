@@ -61,6 +61,7 @@ def train(config, workdir) -> dict | None:
     classes = len(source.classes)
     network = inference.build_network(config, classes)
     inference.check_size(network, config)
+    loss = _make_loss(config, source)
     every = _every(config, steps)
     saved = checkpoint.open(workdir, keep=config.checkpoint.keep, every=every)
     with saved, _Termination() as stopped:
@@ -74,7 +75,12 @@ def train(config, workdir) -> dict | None:
         if jax.process_index() == 0:
             _write_settings(workdir, config, source)
             _overview(state, workdir)
-        step_fn = _compiled_step(config, network, tx, schedule, source, mesh)
+        everywhere = parallel.replicated(mesh)
+        step_fn = jax.jit(
+            make_train_step(network, tx, loss, config, schedule),
+            donate_argnums=0,
+            out_shardings=(everywhere, everywhere),
+        )
         eval_fn = evaluate.jit_eval_step(network, config, classes, sr=_has_sr(config))
         logger = Logger(
             workdir,
@@ -184,23 +190,14 @@ def _from_encoder(config, variables, weights, sharding):
     return jax.device_put(variables, sharding)
 
 
-def _compiled_step(config, network, tx, schedule, source, mesh):
-    """The jitted training step, the state donated, everything replicated but the batch."""
-    class_weights = None
-    if config.ce.weights != 'none':
-        counts = class_frequencies(source)
-        class_weights = losses.class_weights(
-            config.ce.weights, counts['pixels'], counts['present_pixels']
-        )
-        shown = ', '.join(f'{n} {w:.3g}' for n, w in zip(source.classes, class_weights))
-        print(f'class weights: {shown}')
-    loss = losses.make_loss(config, class_weights)
-    everywhere = parallel.replicated(mesh)
-    return jax.jit(
-        make_train_step(network, tx, loss, config, schedule),
-        donate_argnums=0,
-        out_shardings=(everywhere, everywhere),
-    )
+def _make_loss(config, source):
+    """The objective, with class weights counted from the training split where asked for."""
+    if config.ce.weights == 'none':
+        return losses.make_loss(config)
+    counts = class_frequencies(source)
+    weights = losses.class_weights(config.ce.weights, counts['pixels'], counts['present_pixels'])
+    print('class weights:', ', '.join(f'{n} {w:.3g}' for n, w in zip(source.classes, weights)))
+    return losses.make_loss(config, weights)
 
 
 def _write_settings(workdir: pathlib.Path, config, source) -> None:

@@ -9,7 +9,7 @@ set --
 # shellcheck source=launch/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.venv/jax_cache}"
-steps="${STEPS:-600}"
+steps="${STEPS:-500}"
 
 for mode in none full; do
     dsrl train --config="synthetic:dsrl=$mode" --config.steps="$steps" --workdir="$output/$mode"

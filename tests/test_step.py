@@ -54,9 +54,9 @@ def prepared(dtype='float32', ema=0.0):
     # scale), so every bias starts a little off.
     rng = np.random.default_rng(1)
     variables['params'] = jax.tree.map_with_path(
-        lambda path, x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32)
-        if path[-1].key == 'bias'
-        else x,
+        lambda path, x: (
+            x + 0.1 * rng.normal(size=x.shape).astype(np.float32) if path[-1].key == 'bias' else x
+        ),
         jax.device_get(variables['params']),
     )
     return step, jax.device_get(create(variables))
