@@ -5,6 +5,8 @@ factor, sH sW pixels of the large view, C channels, K classes, N pixels of the a
 All maps are NHWC.
 """
 
+import importlib
+
 __version__ = '0.1.0'
 __all__ = ['load', 'train']
 
@@ -16,16 +18,7 @@ def load(directory):
     return inference.load(directory)
 
 
-def train(config, workdir):
-    """Train in `workdir`; the scores. `config` is a ConfigDict, or 'camvid:net=espnetv2'.
-
-    Returns None where SIGTERM stopped the run; the same call goes on with it.
-    """
-    # The submodule takes this function's name in the package once imported: put it back.
-    import importlib
-
-    from dsrl_jax import config as configs
-
-    run = importlib.import_module('dsrl_jax.train').train
-    globals()['train'] = train
-    return run(configs.load(config) if isinstance(config, str) else config, workdir)
+def __getattr__(name):
+    if name == 'train':  # the module of that name, which can be called: see there
+        return importlib.import_module('dsrl_jax.train')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

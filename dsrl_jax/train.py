@@ -5,7 +5,9 @@ import functools
 import json
 import pathlib
 import signal
+import sys
 import threading
+import types
 
 import jax
 import numpy as np
@@ -46,9 +48,10 @@ def main(args) -> int:
 def train(config, workdir) -> dict | None:
     """Train as configured in `workdir`, resuming what is there; the final scores.
 
-    Returns None when SIGTERM stopped the run: its state is saved and the same call goes on.
-    Raises UserError for bad data, a bad configuration, or a checkpoint of another one.
+    `config` is a ConfigDict or what --config takes ('camvid:net=espnetv2'). Returns None when
+    SIGTERM stopped the run: its state is saved and the same call goes on. Raises UserError for bad data, a bad configuration, or a checkpoint of another one.
     """
+    config = configs.load(config) if isinstance(config, str) else config
     configs.check_choices(config)
     parallel.check_divisible(config.data.batch_size, 'data.batch_size')
     parallel.check_divisible(config.data.eval_batch_size, 'data.eval_batch_size')
@@ -253,3 +256,13 @@ class _Termination:
     def _catch(self, *_):
         self._event.set()
         signal.signal(signal.SIGTERM, self._before)
+
+
+class _Callable(types.ModuleType):
+    """`dsrl_jax.train` is this module, and also the function that users call."""
+
+    def __call__(self, config, workdir) -> dict | None:
+        return train(config, workdir)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -238,7 +238,7 @@ def test_unknown_words_on_the_command_line(argv, named, capsys):
         ('synthetic:tiny,width=wide', [], ["'wide'", 'float']),
         (TINY, ['optimiser.lr=1'], ["'optimiser'", "did you mean 'optimizer'?"]),
         (TINY, ['optimizer.rl=1'], ["'rl'", "did you mean 'lr'?"]),
-        (TINY, ['optimizer.lr=fast'], ['config.optimizer.lr', "'fast'", 'a float']),
+        (TINY, ['optimizer.lr=fast'], ['config.optimizer.lr', "'fast'", 'type float']),
         (TINY, ['optimizer=sgd'], ['a section', 'FIELD=VALUE']),
         (TINY, ['fa.sampling=pool9'], ["'pool9'", "did you mean 'pool8'?"]),
         (TINY, ['scale=3'], ['config.scale', '3', '1, 2, 4']),

@@ -54,7 +54,7 @@ def resuming(run, *changes):
 
 @pytest.mark.parametrize(
     ('change', 'was'),
-    [('optimizer.lr=0.01', '0.02'), ('sisr.trunk=32', '64'), ('data.batch_size=8', '4')],
+    [('optimizer.lr=0.01', '0.003'), ('sisr.trunk=32', '64'), ('data.batch_size=8', '4')],
 )
 def test_a_checkpoint_of_another_configuration_is_refused(change, was, run, capsys):
     field, _, value = change.partition('=')
