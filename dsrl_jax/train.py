@@ -48,8 +48,9 @@ def main(args) -> int:
 def train(config, workdir) -> dict | None:
     """Train as configured in `workdir`, resuming what is there; the final scores.
 
-    `config` is a ConfigDict or what --config takes ('camvid:net=espnetv2'). Returns None when
-    SIGTERM stopped the run: its state is saved and the same call goes on. Raises UserError for bad data, a bad configuration, or a checkpoint of another one.
+    `config` is a ConfigDict, or what --config takes ('camvid:net=espnetv2'). Returns None when
+    SIGTERM stopped the run: its state is saved and the same call goes on. Raises UserError for
+    bad data, a bad configuration, or a checkpoint of another one.
     """
     config = configs.load(config) if isinstance(config, str) else config
     configs.check_choices(config)
