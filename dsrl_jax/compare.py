@@ -12,7 +12,7 @@ from dsrl_jax.errors import UserError
 from dsrl_jax.logger import read_metrics
 from dsrl_jax.ops import resize
 from dsrl_jax.report import curves, html
-from dsrl_jax.report.overlay import colorize, error_map, legend, overlay
+from dsrl_jax.report.overlay import colorize, error_map, grid, legend, overlay, save_png
 
 SAMPLES = 4
 
@@ -46,13 +46,19 @@ def main(args) -> int:
     rows = [
         _row(name, models[name][0], scores[name], runs[name] / 'metrics.jsonl') for name in runs
     ]
+    samples = _samples(models, args.split)
+    # The first sample as one picture, to show elsewhere.
+    captions, pictures = zip(*samples[0]['pictures'][:-1])
+    save_png(
+        grid([pictures[:4], pictures[4:]], [captions[:4], captions[4:]]), output / 'sample.png'
+    )
     page = html.write_report(
         output / 'index.html',
         title=f'DSRL: {" and ".join(runs)} on {args.split}',
         summary_rows=rows,
         tables=[_class_table(scores, classes)],
         figures=_figures(runs, scores, classes, output),
-        samples=_samples(models, args.split),
+        samples=samples,
         notes=_notes(scores, args.split),
     )
     print(html.conclude(rows))

@@ -13,6 +13,7 @@ from dsrl_jax.ops.convolution import (
     conv,
     conv_transpose,
     depth_to_space,
+    pixel_sums,
     space_to_depth,
 )
 
@@ -152,6 +153,35 @@ def test_shifted_slices_sum_in_float32():
     assert (y == 264).all()
 
 
+def test_pixel_sums_are_the_sums_over_all_but_the_channels():
+    maps = draw((3, 5, 7, 4), (3, 5, 7, 4), (3, 5, 7, 4))
+    want = [np.asarray(a, np.float64).sum((0, 1, 2)) for a in maps]
+    np.testing.assert_allclose(pixel_sums(*maps), want, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_the_depthwise_gradient_is_exact_in_float64_and_under_checkpoint(stride):
+    with jax.enable_x64(True):
+        x, kernel = draw((2, 6, 8, 4), (3, 3, 1, 4), dtype=np.float64)
+        options = {'padding': 2, 'dilation': 2, 'stride': stride, 'groups': 4}
+        plain = value_and_gradients(functools.partial(conv, impl='lax', **options), x, kernel)
+        fast = functools.partial(conv, impl='shift', **options)
+        for function in (fast, jax.checkpoint(fast)):
+            for a, b in zip(value_and_gradients(function, x, kernel), plain):
+                assert a.dtype == jnp.float64
+                np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_the_depthwise_gradient_pads_once_whatever_the_number_of_taps():
+    x, kernel = draw((1, 6, 6, 4), (3, 3, 1, 4))
+
+    def loss(x, kernel):
+        return jnp.sum(conv(x, kernel, padding=2, dilation=2, groups=4, impl='shift') ** 2)
+
+    text = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(x, kernel))
+    assert 1 <= text.count(' pad[') <= 3 and 'conv_general_dilated' not in text
+
+
 def test_the_fast_transposed_form_inserts_no_zeros_even_in_its_gradient():
     x, kernel = draw((1, 4, 4, 4), (3, 3, 4, 4))
 
@@ -181,6 +211,7 @@ def test_a_sharded_batch_is_never_gathered():
 
     def loss(x, kernel):
         y = conv(x, kernel, padding=2, dilation=2, impl='s2b')
+        y = conv(y, kernel[:, :, :1], padding=2, dilation=2, groups=4, impl='shift')
         y = conv(y, kernel[:1, :1])
         return jnp.mean(conv_transpose(y, kernel) ** 2)
 

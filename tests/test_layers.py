@@ -43,18 +43,60 @@ def test_batch_norm_trains_on_biased_and_keeps_unbiased_variance():
     np.testing.assert_allclose(still, expected, atol=1e-4)
 
 
-def test_batch_norm_gradient_equals_that_of_the_two_pass_formula():
+def test_batch_norm_gradients_equal_those_of_the_two_pass_formula():
     module, x, weight = BatchNorm(), random(2, 3, 4, 5), random(2, 3, 4, 5)
     variables = shaken(module.init(jax.random.key(0), x))
-    scale, bias = (variables['params'][k].reshape(1, 1, 1, -1) for k in ('scale', 'bias'))
 
-    def plain(x):
+    def plain(x, params):
         centered = x - x.mean((0, 1, 2), keepdims=True)
         var = (centered**2).mean((0, 1, 2), keepdims=True)
+        scale, bias = (params[k].reshape(1, 1, 1, -1) for k in ('scale', 'bias'))
         return jnp.sum(weight * (centered / jnp.sqrt(var + 1e-5) * scale + bias))
 
-    ours = jax.jit(jax.grad(lambda x: jnp.sum(weight * train(module, variables, x)[0])))(x)
-    np.testing.assert_allclose(ours, jax.jit(jax.grad(plain))(x), atol=1e-5)
+    def ours(x, params):
+        return jnp.sum(weight * train(module, {**variables, 'params': params}, x)[0])
+
+    got, want = (jax.jit(jax.grad(f, (0, 1)))(x, variables['params']) for f in (ours, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+
+
+def test_the_running_statistics_carry_no_gradient():
+    module, x = BatchNorm(), random(2, 3, 4, 5)
+    variables = module.init(jax.random.key(0), x)
+    statistics = jax.jit(
+        jax.grad(lambda x: sum(a.sum() for a in jax.tree.leaves(train(module, variables, x)[1])))
+    )
+    assert (statistics(x) == 0).all()
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_prelu_gradients_equal_the_definition(dtype):
+    x, dy, slope = (random(*shape).astype(dtype) for shape in ((2, 3, 4, 5), (2, 3, 4, 5), (5,)))
+    params = {'slope': slope.astype(jnp.float32)}
+    pull = jax.vjp(lambda x, params: PReLU().apply({'params': params}, x), x, params)[1]
+    dx, dslope = jax.jit(pull)(dy)
+    x, dy, slope = (np.asarray(a, np.float64) for a in (x, dy, slope))
+    tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
+    np.testing.assert_allclose(
+        np.asarray(dx, np.float64), np.where(x > 0, dy, dy * slope), atol=tolerance
+    )
+    want = (np.minimum(x, 0) * dy).sum((0, 1, 2))
+    np.testing.assert_allclose(dslope['slope'], want, rtol=tolerance, atol=tolerance)
+
+
+def test_a_sharded_batch_is_never_gathered():
+    module, x = NormAct(), random(4, 4, 4, 5)
+    variables = module.init(jax.random.key(0), x)
+    mesh = jax.make_mesh((4,), ('data',), axis_types=(AxisType.Auto,))
+    split = jax.device_put(x, NamedSharding(mesh, PartitionSpec('data')))
+
+    def loss(params, x):
+        y, _ = train(module, {**variables, 'params': params}, x)
+        return jnp.mean(jnp.tanh(y) ** 2)
+
+    step = jax.jit(jax.grad(loss, (0, 1))).lower(variables['params'], split)
+    text = step.compile().as_text()
+    assert 'all-reduce' in text and 'all-gather' not in text and 'all-to-all' not in text
 
 
 def test_batch_norm_is_global_over_devices_and_float32_for_bfloat16():
