@@ -8,7 +8,7 @@ from dsrl_jax import config as configs
 from dsrl_jax import inference, model_directory
 from dsrl_jax.errors import UserError, lookup, nearest, one_of
 from dsrl_jax.model_directory import FORMATS
-from dsrl_jax.models.layers import epsilons, fold
+from dsrl_jax.models.layers import fold, norms
 from dsrl_jax.ops import resize
 
 KINDS = {
@@ -69,7 +69,7 @@ def folded(model: inference.Model) -> inference.Model:
     """The model with its batch norms folded into the convolutions."""
     size = inference.input_size(model.config, configs.eval_size(model.config))
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    variables = fold(model.variables, epsilons(model.network, image))
+    variables = fold(model.variables, norms(model.network, image))
     return inference.Model(model.config, variables, model.classes, model.colors, folded=True)
 
 

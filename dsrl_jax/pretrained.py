@@ -6,6 +6,7 @@ A state dict is {torch key: array} in torch layout (convolution OIHW, transposed
 
 import pathlib
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,16 @@ from flax import traverse_util
 
 from dsrl_jax import models
 from dsrl_jax.errors import UserError, lookup
-from dsrl_jax.foreign import TABLES
+from dsrl_jax.foreign import ENCODER, TABLES
+from dsrl_jax.foreign.table import Table
 from dsrl_jax.models import layers
+
+
+class Leaf(NamedTuple):
+    """A variable of ours: its shape, and whether it is a transposed convolution's kernel."""
+
+    shape: tuple[int, ...]
+    transposed: bool
 
 
 def from_torch(name: str, state_dict: dict, **options) -> dict:
@@ -25,41 +34,89 @@ def from_torch(name: str, state_dict: dict, **options) -> dict:
     `options` are those of models.create; num_classes is read off the weights when absent.
     UserError unless every tensor is used exactly once and fills every leaf in the right shape.
     """
-    table = lookup(TABLES, name, 'weights of network')
-    options.setdefault('num_classes', num_outputs(name, state_dict) or 1)
+    options.setdefault('num_classes', num_outputs(name, state_dict, options.get('variant')) or 1)
+    leaves, table = _leaves(models.create(name, **options)), find_table(name, **options)
     state_dict = _strip(state_dict)
-    module = models.create(name, **options)
-    wanted, transposed = _leaves(module)
-    found, unknown = _rename(state_dict, table, wanted)
-    return _fill(wanted, found, transposed, unknown, f'weights of {name}')
+    return _fill(_keys(leaves, table), leaves, state_dict, f'weights of {name}')
 
 
-def num_outputs(name: str, state_dict: dict) -> int | None:
+def to_torch(name: str, variables: dict, **options) -> dict:
+    """The inverse of `from_torch`: {'params', 'batch_stats'} -> {torch key: numpy array}.
+
+    `variables` are those of the plain network `name` made with `options`, num_classes read off
+    them when absent.  Where the original's norms count batches the count is 0: nothing reads it.
+    UserError where the variables are not the network's.
+    """
+    table = find_table(name, **options)
+    flat = {kind: traverse_util.flatten_dict(tree) for kind, tree in variables.items()}
+    flat = {(kind, *path): leaf for kind, tree in flat.items() for path, leaf in tree.items()}
+    if 'num_classes' not in options:
+        ours = {key: place for place, key in _keys(flat, table).items()}
+        options['num_classes'] = flat[ours[table.classes]].shape[-1] if table.classes in ours else 1
+    leaves = _leaves(models.create(name, **options))
+    wrong = [
+        '/'.join(place[1:])
+        for place in {**leaves, **flat}
+        if place not in leaves
+        or place not in flat
+        or tuple(flat[place].shape) != leaves[place].shape
+    ]
+    if wrong:
+        raise UserError(
+            f'variables of {name}',
+            f'{len(wrong)} leaves that differ ({", ".join(wrong[:4])})',
+            f'the {len(leaves)} leaves of the network',
+            'give the options the network was made with.',
+        )
+    state_dict = {}
+    for place, key in _keys(leaves, table).items():
+        state_dict[key] = np.ascontiguousarray(_to_theirs(np.asarray(flat[place]), leaves[place]))
+        if table.counters and place[-1] == 'var':
+            state_dict[key.replace('running_var', 'num_batches_tracked')] = np.zeros((), np.int64)
+    return state_dict
+
+
+def find_table(name: str, variant: str | None = None, **options) -> Table:
+    """The names that the code base `variant` (None: the default) gives to network `name`."""
+    del options  # those of models.create that do not decide the names
+    tables = lookup(TABLES, name, 'weights of network')
+    return tables[next(iter(tables))] if variant is None else lookup(tables, variant, 'variant')
+
+
+def num_outputs(name: str, state_dict: dict, variant: str | None = None) -> int | None:
     """How many classes the last layer of a state dict of network `name` has; None without one."""
-    table = lookup(TABLES, name, 'weights of network')
-    classes = _strip(state_dict).get(table.CLASSES[name])
+    classes = _strip(state_dict).get(find_table(name, variant).classes)
     return None if classes is None else len(classes)
 
 
-def init_encoder(name: str, variables: dict, state_dict: dict) -> tuple[dict, int]:
+def init_encoder(name: str, variables: dict, state_dict: dict, **options) -> tuple[dict, int]:
     """`variables` with the encoder taken from `state_dict`, and the number of tensors taken.
 
     `variables` are those of network `name`, alone or under `network` of a DSRL model; the state
     dict is a segmentation network's of any number of classes or the ImageNet classifier's.  All
     else stays as it is.  UserError when a tensor of the encoder is missing or of another shape.
     """
-    table = lookup(TABLES, name, 'weights of network')
+    table = find_table(name, **options)
     variables = {'batch_stats': {}, **variables}
     prefix = ('network',) if 'network' in variables['params'] else ()
     flat = traverse_util.flatten_dict(variables)
-    start = (*prefix, table.ENCODER)
-    wanted = {
-        (kind, *path[len(prefix) :]): leaf
+    start = (*prefix, ENCODER)
+    leaves = {
+        (kind, *path[len(prefix) :]): Leaf(tuple(leaf.shape), transposed=False)
         for (kind, *path), leaf in flat.items()
         if tuple(path[: len(start)]) == start
     }
-    found, _ = _rename(_strip(state_dict), table, wanted)
-    filled = traverse_util.flatten_dict(_fill(wanted, found, (), [], f'encoder of {name}'))
+    if not leaves:
+        raise UserError(
+            f'init_from with {name}', 'no encoder', 'a network with one', 'leave it empty.'
+        )
+    state_dict = _strip(state_dict)
+    choices = [_keys(leaves, table)]
+    if table.backbone:
+        choices.append(_keys(leaves, find_table(table.backbone)))
+    keys = max(choices, key=lambda keys: len(set(keys.values()).intersection(state_dict)))
+    taken = {key: state_dict[key] for key in keys.values() if key in state_dict}
+    filled = traverse_util.flatten_dict(_fill(keys, leaves, taken, f'encoder of {name}'))
     flat.update({(kind, *prefix, *path): leaf for (kind, *path), leaf in filled.items()})
     return traverse_util.unflatten_dict(flat), len(filled)
 
@@ -133,8 +190,8 @@ def _strip(state_dict):
     return kept
 
 
-def _leaves(module):
-    """{(collection, *path): shape} of all variables, and the paths of transposed convolutions."""
+def _leaves(module) -> dict:
+    """{(collection, *path): Leaf} of all variables of a module."""
     transposed = set()
 
     def note(call, args, kwargs, context):
@@ -146,46 +203,48 @@ def _leaves(module):
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     with nn.intercept_methods(note):
         variables = jax.eval_shape(module.init, jax.random.key(0), image)
-    return traverse_util.flatten_dict(variables), transposed
+    return {
+        place: Leaf(tuple(leaf.shape), place[1:-1] in transposed)
+        for place, leaf in traverse_util.flatten_dict(variables).items()
+    }
 
 
-def _rename(state_dict, table, wanted):
-    """{our path: (torch key, array)} of every known tensor, and the keys that fit nowhere."""
-    found, unknown = {}, []
-    for key, array in state_dict.items():
-        path, _, part = key.rpartition('.')
-        for pattern, replacement in table.RENAMES:
+def _keys(leaves, table) -> dict:
+    """{(collection, *path): torch key} of every leaf."""
+    keys = {}
+    for place in leaves:
+        path = '.'.join(place[1:-1])
+        for pattern, replacement in table.renames:
             path = re.sub(pattern, replacement, path)
-        path = tuple(path.split('.'))
-        names = [n for n in _NAMES.get(part, ()) if (n[0], *path, n[1]) in wanted]
-        place = (names[0][0], *path, names[0][1]) if names else None
-        if place is None or place in found:
-            unknown.append(key)
-        else:
-            found[place] = (key, array)
-    return found, unknown
+        keys[place] = f'{path}.{_PARTS[place[-1]]}'
+    return keys
 
 
-# last part of a torch key -> (collection, leaf), the first one that the layer holds
-_NAMES = {
-    'weight': (('params', 'kernel'), ('params', 'scale'), ('params', 'slope')),
-    'bias': (('params', 'bias'),),
-    'running_mean': (('batch_stats', 'mean'),),
-    'running_var': (('batch_stats', 'var'),),
+# our leaf -> the last part of its torch key
+_PARTS = {
+    'kernel': 'weight',
+    'scale': 'weight',
+    'slope': 'weight',
+    'bias': 'bias',
+    'mean': 'running_mean',
+    'var': 'running_var',
 }
 
 
-def _fill(wanted, found, transposed, unknown, where):
-    """The tree of `wanted` filled with arrays in our layout; UserError that names what misfits."""
-    misshapen, filled = [], {}
-    for place, (key, array) in found.items():
-        array = np.asarray(array)
-        ours = _to_ours(array, place[-1], place[1:-1] in transposed)
-        if ours.shape == wanted[place].shape:
+def _fill(keys, leaves, state_dict, where):
+    """The tree of `leaves` filled with arrays in our layout; UserError that names what misfits."""
+    missing, misshapen, filled = [], [], {}
+    for place, key in keys.items():
+        if key not in state_dict:
+            missing.append(f'{key} for ours {"/".join(place[1:])}')
+            continue
+        array = np.asarray(state_dict[key])
+        ours = _to_ours(array, leaves[place], place[-1])
+        if ours.shape == leaves[place].shape:
             filled[place] = np.ascontiguousarray(ours, np.float32)
         else:
-            misshapen.append(f'{key} {list(array.shape)} for ours {list(wanted[place].shape)}')
-    missing = ['/'.join(place[1:]) for place in wanted if place not in found]
+            misshapen.append(f'{key} {list(array.shape)} for ours {list(leaves[place].shape)}')
+    unknown = sorted(set(state_dict).difference(keys.values()))
     faults = [
         f'{len(names)} {what} ({", ".join(names[:4])}{", ..." if len(names) > 4 else ""})'
         for what, names in (('missing', missing), ('unknown', unknown), ('misshapen', misshapen))
@@ -195,15 +254,23 @@ def _fill(wanted, found, transposed, unknown, where):
         raise UserError(
             where,
             '; '.join(faults),
-            f'{len(wanted)} tensors, each used once and of our shape',
-            'check --net, its width and the number of classes against the file.',
+            f'{len(keys)} tensors, each used once and of our shape',
+            'check --net, its options and the number of classes against the file.',
         )
     return {'params': {}, 'batch_stats': {}, **traverse_util.unflatten_dict(filled)}
 
 
-def _to_ours(array, leaf, transposed):
-    if leaf != 'kernel' or array.ndim not in (2, 4):
+def _to_ours(array, leaf, name):
+    if name != 'kernel' or array.ndim not in (2, 4):
         return array
     if array.ndim == 2:
         return array.T
-    return array.transpose(2, 3, 0, 1) if transposed else array.transpose(2, 3, 1, 0)
+    return array.transpose(2, 3, 0, 1) if leaf.transposed else array.transpose(2, 3, 1, 0)
+
+
+def _to_theirs(array, leaf):
+    if array.ndim == 2:
+        return array.T
+    if array.ndim == 4:
+        return array.transpose(2, 3, 0, 1) if leaf.transposed else array.transpose(3, 2, 0, 1)
+    return array

@@ -9,7 +9,7 @@ from flax import linen as nn
 from dsrl_jax import models
 from dsrl_jax.errors import UserError
 from dsrl_jax.models import dsrl
-from dsrl_jax.models.layers import Conv, Convention, ConvNorm, Style, epsilons, fold
+from dsrl_jax.models.layers import Conv, Convention, ConvNorm, Style, fold, norms
 
 SIZE, CLASSES = (16, 24), 5
 BRANCHES = {
@@ -261,7 +261,7 @@ def test_folded_model_predicts_the_same(trained):
     model, variables = trained
     style = Style(folded=True)
     folded = dsrl.wrap(Tiny(style=style), num_classes=CLASSES, mode='sssr', style=style)
-    merged = fold(dsrl.inference_variables(variables), epsilons(build('sssr'), images()))
+    merged = fold(dsrl.inference_variables(variables), norms(build('sssr'), images()))
     expected = jax.jit(lambda v: model.apply(v, images(4))['scores'])(variables)
     found = jax.jit(lambda v: folded.apply(v, images(4))['scores'])(merged)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.std()))

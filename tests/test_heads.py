@@ -1,5 +1,7 @@
 """SSSR heads, SISR branch, feature transform: sizes, formulas, geometry, parameters."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -158,7 +160,7 @@ def test_folded_head_gives_the_same_scores(name):
     plain = heads.sssr(name, num_classes=5, style=STYLE)
     variables = {'params': {}, **filled(plain, outputs, (16, 24))}
     folded = heads.sssr(name, num_classes=5, style=Style(folded=True))
-    merged = layers.fold(variables)
+    merged = layers.fold(variables, collections.defaultdict(lambda: (1e-5, False)))
     expected, _ = plain.apply(variables, outputs, (16, 24))
     np.testing.assert_allclose(
         folded.apply(merged, outputs, (16, 24))[0], expected, rtol=1e-4, atol=1e-4

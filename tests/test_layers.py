@@ -158,7 +158,7 @@ def test_a_transposed_conv_norm_doubles_exactly(size):
 
 
 class Mixed(nn.Module):
-    """Every shape that folding knows, with two epsilons."""
+    """Every shape that folding knows, with two epsilons and both kinds of norm."""
 
     style: Style = Style()
 
@@ -166,6 +166,7 @@ class Mixed(nn.Module):
     def __call__(self, x, train=False):
         x = ConvNorm(8, activation='prelu', style=self.style, epsilon=1e-1, name='plain')(x, train)
         x = ConvNorm(8, groups=4, use_bias=True, style=self.style, name='biased')(x, train)
+        x = ConvNorm(8, 1, absolute=True, epsilon=1e-1, style=self.style, name='abn')(x, train)
         x = ConvNorm(
             8, stride=2, groups=2, transposed=True, activation='tanh', style=self.style, name='up'
         )(x, train)
@@ -175,16 +176,19 @@ class Mixed(nn.Module):
 def test_folding_keeps_the_function_and_leaves_no_statistics():
     x = random(2, 4, 5, 3)
     variables = shaken(jax.jit(Mixed().init)(jax.random.key(0), x))
-    folded = layers.fold(variables, layers.epsilons(Mixed(), x))
+    scale = variables['params']['abn']['norm']['scale']
+    variables['params']['abn']['norm']['scale'] = -scale
+    norms = layers.norms(Mixed(), x)
+    folded = layers.fold(variables, norms)
     module = Mixed(style=Style(folded=True))
     fresh = jax.eval_shape(module.init, jax.random.key(0), x)['params']
     shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (folded['params'], fresh)]
     assert shapes[0] == shapes[1] and not folded['batch_stats']
     np.testing.assert_allclose(module.apply(folded, x), Mixed().apply(variables, x), atol=1e-5)
-    # one epsilon for all is another function here
-    assert (
-        np.abs(module.apply(layers.fold(variables), x) - Mixed().apply(variables, x)).max() > 1e-3
-    )
+    # with other norms it is another function
+    for change in (lambda e, a: (1e-5, a), lambda e, a: (e, False)):
+        other = layers.fold(variables, {path: change(*norm) for path, norm in norms.items()})
+        assert np.abs(module.apply(other, x) - Mixed().apply(variables, x)).max() > 1e-3
 
 
 def test_a_convention_has_no_leaves_and_only_two_names():

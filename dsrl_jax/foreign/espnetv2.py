@@ -1,28 +1,36 @@
 """Weight names of sacmehta/EdgeNets (MIT): its segmentation network and its classifier."""
 
-RENAMES = (
-    # The segmentation network keeps the encoder under base_net, the classifier at the top.
-    (r'^(base_net\.)?(level[1-4])', r'encoder.\2'),
-    (r'(level[345])\.(\d)', r'\1_block\2'),
-    (r'\.inp_reinf\.(\d)', r'.inp_reinf_\1'),
-    (r'\.spp_dw\.(\d)\.conv$', r'.spp_dw_\1'),
-    (r'\.bn$', '.norm'),
-    # decoder
-    (r'\.stages\.(\d)', r'.stages_\1'),
-    (r'\.projection_layer\b', '.projection'),
-    (r'\.merge_layer\.0\b', '.merge_br'),
-    (r'\.merge_layer\.2\b', '.merge'),
-    (r'\.merge_layer\.3$', '.expand'),
-    (r'\.wt_layer\.1$', '.gate'),
-    (r'\.expansion_layer\b', '.expand'),
-    (r'\.cbr\.0$', '.conv'),
-    (r'\.cbr\.1$', '.norm'),
-    (r'\.cbr\.2$', '.act'),
-    (r'(\.br|merge_br|\bbu_br_l\d)(\.br)?\.0$', r'\1.norm'),
-    (r'(\.br|merge_br|\bbu_br_l\d)(\.br)?\.1$', r'\1.act'),
+from dsrl_jax.foreign.table import Table
+
+# The encoder's layers, the same in both networks once its own prefix is off.
+ENCODER = (
+    (r'_block(\d)', r'.\1'),
+    (r'\.inp_reinf_(\d)', r'.inp_reinf.\1'),
+    (r'\.spp_dw_(\d)$', r'.spp_dw.\1.conv'),
+    (r'^(.*\blevel\d.*)\.norm$', r'\1.bn'),
 )
-CLASSES = {
-    'espnetv2': 'bu_dec_l4.merge_layer.3.weight',
-    'espnetv2_classifier': 'classifier.weight',
+_DECODER = (
+    (r'\.br\.(norm|act)$', r'.br.br.\1'),
+    (r'\.stages_(\d)$', r'.stages.\1'),
+    (r'\.projection\.', '.projection_layer.cbr.'),
+    (r'\.merge_br\.', '.merge_layer.0.br.'),
+    (r'\.merge\.', '.merge_layer.2.cbr.'),
+    (r'\.expand$', '.merge_layer.3'),
+    (r'\.gate$', '.wt_layer.1'),
+    (r'\.expand\.', '.expansion_layer.cbr.'),
+    (r'^(bu_.*|merge_.*)\.conv$', r'\1.0'),
+    (r'^(bu_.*\bcbr|merge_.*)\.norm$', r'\1.1'),
+    (r'^(bu_.*\bcbr|merge_.*)\.act$', r'\1.2'),
+    (r'^(bu_.*)\.norm$', r'\1.0'),
+    (r'^(bu_.*)\.act$', r'\1.1'),
+)
+TABLES = {
+    '': Table(
+        renames=((r'^encoder\.', 'base_net.'), *ENCODER, *_DECODER),
+        classes='bu_dec_l4.merge_layer.3.weight',
+        backbone='espnetv2_classifier',
+    )
 }
-ENCODER = 'encoder'
+CLASSIFIER = {
+    '': Table(renames=((r'^encoder\.', ''), *ENCODER), classes='classifier.weight'),
+}

@@ -6,18 +6,20 @@ decoder (789,242 parameters at width 2.0 with 20 classes), `Classifier` the Imag
 
 import math
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dsrl_jax.errors import UserError, lookup
+from dsrl_jax.errors import lookup
 from dsrl_jax.models.layers import (
     Conv,
     Convention,
     ConvNorm,
+    Dropout,
     NormAct,
     PReLU,
     Style,
+    check_size,
+    global_mean,
 )
 from dsrl_jax.ops import resize
 
@@ -40,12 +42,12 @@ class ESPNetv2(nn.Module):
 
     Returns the dict of a segmentation network; `features` [B, H/2, W/2, 32] is the map before
     the last pyramid, `merge` [B, H/2, W/2, P] the narrow one before its last 1x1 convolution.
-    `dropout` drops whole channels of `features` on their way to the scores (the original: 0).
+    `dropout` drops whole channels of `features` on their way to the scores (None: 0, the original).
     """
 
     num_classes: int
     width: float = 2.0
-    dropout: float = 0.0
+    dropout: float | None = None
     style: Style = Style()
 
     score_stride = 2
@@ -54,7 +56,7 @@ class ESPNetv2(nn.Module):
 
     @nn.compact
     def __call__(self, image, train: bool = False):
-        _check_size(image, self.multiple)
+        check_size(image, self.multiple)
         style, (wide, middle, narrow) = self.style, _DECODER
         level1, level2, level3, level4 = Encoder(self.width, style, name='encoder')(image, train)
 
@@ -71,7 +73,7 @@ class ESPNetv2(nn.Module):
         x = _twice(x) + GatedConv(narrow, style, name='merge_enc_dec_l4')(level1, train)
         features = NormAct(style=style, name='bu_br_l4')(x, train)
 
-        x = nn.Dropout(self.dropout, broadcast_dims=(1, 2))(features, deterministic=not train)
+        x = Dropout(0.0, self.dropout, channels=True)(features, train)
         last = PyramidPool(pool, self.num_classes, last=True, style=style, name='bu_dec_l4')
         scores, merge = last(x, train)
         return {
@@ -92,7 +94,7 @@ class Classifier(nn.Module):
 
     num_classes: int = 1000
     width: float = 2.0
-    dropout: float = 0.2
+    dropout: float | None = None
     style: Style = Style()
 
     feature_stride = 16
@@ -100,7 +102,7 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, image, train: bool = False):
-        _check_size(image, self.multiple)
+        check_size(image, self.multiple)
         style, channels = self.style, lookup(CHANNELS, self.width, 'width')
         level1, _, _, level4 = Encoder(self.width, style, name='encoder')(image, train)
         x = DownSampler(channels[4], _MEDIUM, style, name='level5_0')(level4, None, train)
@@ -112,9 +114,8 @@ class Classifier(nn.Module):
         high = ConvNorm(
             channels[5], 1, groups=4, activation='prelu', style=style, name='level5_block4'
         )(x, train)
-        with jax.named_scope('pool'):
-            pooled = high.mean((1, 2), dtype=jnp.promote_types(high.dtype, jnp.float32))
-        pooled = nn.Dropout(self.dropout)(pooled, deterministic=not train)
+        wide = high.astype(jnp.promote_types(high.dtype, jnp.float32))
+        pooled = Dropout(0.2, self.dropout)(global_mean(wide)[:, 0, 0], train)
         logits = nn.Dense(
             self.num_classes,
             dtype=pooled.dtype,
@@ -270,9 +271,7 @@ class GatedConv(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         style, groups = self.style, math.gcd(x.shape[-1], self.features)
-        with jax.named_scope('pool'):
-            mean = x.mean((1, 2), keepdims=True)
-        gate = nn.sigmoid(Conv(self.features, 1, style=style, name='gate')(mean))
+        gate = nn.sigmoid(Conv(self.features, 1, style=style, name='gate')(global_mean(x)))
         expand = ConvNorm(
             self.features, groups=groups, activation='prelu', style=style, name='expand'
         )
@@ -290,14 +289,3 @@ def _twice(x):
 
 def _enlarge(x, size):
     return resize.bilinear(x, size, convention='align_corners')
-
-
-def _check_size(image, multiple):
-    height, width = image.shape[1:3]
-    if height % multiple or width % multiple:
-        raise UserError(
-            'input size',
-            f'{height}x{width}',
-            f'height and width multiples of {multiple}',
-            'change the size of the input in the config.',
-        )

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from dsrl_jax.errors import UserError
 from dsrl_jax.ops import convolution
 
 # Normal with std sqrt(2 / (Co kh kw)): torch's kaiming normal, fan_out; groups are not divided.
@@ -106,11 +107,14 @@ class BatchNorm(nn.Module):
 
     Training normalises with the biased variance over (B, H, W), global under a sharded jit, and
     keeps the unbiased one n/(n-1), as torch does: new = momentum * old + (1 - momentum) * batch.
-    Statistics are float32 (float64 for float64 input).  Folded: x * scale + bias, no statistics.
+    Statistics are float32 (float64 for float64 input).  `absolute` multiplies by |scale| + epsilon
+    instead of scale, as in-place activated batch norm does.  Folded: x * scale + bias, no
+    statistics.
     """
 
     epsilon: float = 1e-5
     momentum: float = 0.9
+    absolute: bool = False
     style: Style = Style()
 
     @nn.compact
@@ -122,6 +126,8 @@ class BatchNorm(nn.Module):
         scale, bias = scale.astype(wide), bias.astype(wide)
         if self.style.folded:
             return (x * _row(scale, x) + _row(bias, x)).astype(self.style.dtype)
+        if self.absolute:
+            scale = jnp.abs(scale) + self.epsilon
         kept_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,), jnp.float32)
         kept_var = self.variable('batch_stats', 'var', jnp.ones, (channels,), jnp.float32)
         mean, var = kept_mean.value.astype(wide), kept_var.value.astype(wide)
@@ -141,18 +147,40 @@ class BatchNorm(nn.Module):
 
 
 class PReLU(nn.Module):
-    """x where x > 0, else slope * x, one slope per channel; [B, H, W, C] -> the same shape."""
+    """x where x > 0, else slope * x; [B, H, W, C] -> the same shape.
 
+    One slope per channel, or a single one where `shared`.
+    """
+
+    shared: bool = False
     style: Style = Style()
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        slope = self.param('slope', nn.initializers.constant(0.25), (x.shape[-1],), jnp.float32)
+        shape = (1 if self.shared else x.shape[-1],)
+        slope = self.param('slope', nn.initializers.constant(0.25), shape, jnp.float32)
         return _prelu(x, slope.astype(x.dtype))
 
 
+class Dropout(nn.Module):
+    """Zero entries of [B, H, W, C] in training, whole channels where `channels`; rescale the rest.
+
+    The rate is `rate`, or `original` where that is None: a network's own option `dropout`.
+    """
+
+    original: float
+    rate: float | None = None
+    channels: bool = False
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        rate = self.original if self.rate is None else self.rate
+        axes = (1, 2) if self.channels else ()
+        return nn.Dropout(rate, broadcast_dims=axes)(x, deterministic=not train)
+
+
 class ConvNorm(nn.Module):
-    """Convolution, batch norm, activation (None, relu, prelu, tanh); children conv, norm, act.
+    """Convolution, batch norm, activation (see ACTIVATIONS); children conv, norm, act.
 
     [B, H, W, Ci] -> [B, H/stride, W/stride, features]; `transposed` enlarges by stride instead.
     Folded: the convolution carries the bias and there is no norm.
@@ -169,6 +197,8 @@ class ConvNorm(nn.Module):
     transposed: bool = False
     style: Style = Style()
     epsilon: float = 1e-5
+    momentum: float = 0.9
+    absolute: bool = False
     kernel_init: Callable = he_normal
 
     @nn.compact
@@ -192,7 +222,7 @@ class ConvNorm(nn.Module):
         else:
             x = Conv(**common, padding=self.padding, dilation=self.dilation)(x)
         if not self.style.folded:
-            x = BatchNorm(epsilon=self.epsilon, style=self.style, name='norm')(x, train)
+            x = _norm(self)(x, train)
         return _activate(x, self.activation, self.style)
 
 
@@ -202,20 +232,41 @@ class NormAct(nn.Module):
     activation: str | None = 'prelu'
     style: Style = Style()
     epsilon: float = 1e-5
+    momentum: float = 0.9
+    absolute: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        x = BatchNorm(epsilon=self.epsilon, style=self.style, name='norm')(x, train)
-        return _activate(x, self.activation, self.style)
+        return _activate(_norm(self)(x, train), self.activation, self.style)
 
 
-def epsilons(module: nn.Module, *inputs) -> dict[tuple[str, ...], float]:
-    """{path: epsilon} of every batch norm in `module`, found by tracing it on `inputs` shapes."""
+def global_mean(x):
+    """Mean over all pixels, [B, H, W, C] -> [B, 1, 1, C], summed in float32."""
+    with jax.named_scope('pool'):
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        return x.mean((1, 2), keepdims=True, dtype=wide).astype(x.dtype)
+
+
+def check_size(image, multiple: int) -> None:
+    """Raise UserError unless height and width of image [B, H, W, 3] are multiples of that."""
+    height, width = image.shape[1:3]
+    if height % multiple or width % multiple:
+        raise UserError(
+            'input size',
+            f'{height}x{width}',
+            f'height and width multiples of {multiple}',
+            'change the size of the input in the config.',
+        )
+
+
+def norms(module: nn.Module, *inputs) -> dict[tuple[str, ...], tuple[float, bool]]:
+    """{path: (epsilon, absolute)} of every batch norm in `module`, traced on `inputs` shapes."""
     found = {}
 
     def note(call, args, kwargs, context):
-        if isinstance(context.module, BatchNorm):
-            found[context.module.path] = context.module.epsilon
+        norm = context.module
+        if isinstance(norm, BatchNorm):
+            found[norm.path] = (norm.epsilon, norm.absolute)
         return call(*args, **kwargs)
 
     with nn.intercept_methods(note):
@@ -223,23 +274,24 @@ def epsilons(module: nn.Module, *inputs) -> dict[tuple[str, ...], float]:
     return found
 
 
-def fold(variables: Mapping, epsilon: float | Mapping[tuple[str, ...], float] = 1e-5) -> dict:
+def fold(variables: Mapping, norms: Mapping[tuple[str, ...], tuple[float, bool]]) -> dict:
     """Variables of the same module with `folded=True`: norms merged into their convolutions.
 
     Every sibling pair conv, norm becomes one convolution with a bias; a lone norm becomes an
-    affine map.  `epsilon` is one number, or `epsilons(module, ...)` where a model mixes several.
+    affine map.  `norms` are those of the unfolded module: see the function of that name.
     """
     stats = variables.get('batch_stats', {})
-    return {'params': _fold(variables['params'], stats, epsilon, ()), 'batch_stats': {}}
+    return {'params': _fold(variables['params'], stats, norms, ()), 'batch_stats': {}}
 
 
-def _fold(params, stats, epsilon, path):
+def _fold(params, stats, norms, path):
     if 'mean' in stats and 'scale' in params:
-        eps = epsilon if isinstance(epsilon, float | int) else epsilon[path]
-        gain = params['scale'] / jnp.sqrt(stats['var'] + eps)
+        epsilon, absolute = norms[path]
+        scale = jnp.abs(params['scale']) + epsilon if absolute else params['scale']
+        gain = scale / jnp.sqrt(stats['var'] + epsilon)
         return {'scale': gain, 'bias': params['bias'] - stats['mean'] * gain}
     out = {
-        name: _fold(child, stats.get(name, {}), epsilon, (*path, name))
+        name: _fold(child, stats.get(name, {}), norms, (*path, name))
         if isinstance(child, Mapping)
         else child
         for name, child in params.items()
@@ -302,20 +354,41 @@ def _prelu_backward(kept, dy):
     x, slope = kept
     negative = jnp.minimum(x, 0).astype(jnp.promote_types(x.dtype, jnp.float32))
     dslope = convolution.pixel_sums(negative * dy.astype(negative.dtype))[0]
+    if slope.size == 1:
+        dslope = jnp.sum(dslope, keepdims=True)
     return jnp.where(x > 0, dy, dy * _row(slope, x)), dslope.astype(slope.dtype)
 
 
 _prelu.defvjp(_prelu_forward, _prelu_backward)
 
 
+def _norm(block):
+    """The batch norm of a ConvNorm or NormAct."""
+    return BatchNorm(
+        epsilon=block.epsilon,
+        momentum=block.momentum,
+        absolute=block.absolute,
+        style=block.style,
+        name='norm',
+    )
+
+
 def _activate(x, name, style):
-    if name is None:
-        return x
-    if name == 'prelu':
-        return PReLU(style=style, name='act')(x)
-    if name in ('relu', 'tanh'):
-        return {'relu': nn.relu, 'tanh': jnp.tanh}[name](x)
-    raise ValueError(f'unknown activation {name!r}')
+    if name in ('prelu', 'prelu_shared'):
+        return PReLU(shared=name == 'prelu_shared', style=style, name='act')(x)
+    if name not in ACTIVATIONS:
+        raise ValueError(f'unknown activation {name!r}')
+    return ACTIVATIONS[name](x)
+
+
+# Beside these `prelu`, a slope per channel, and `prelu_shared`, one slope.
+ACTIVATIONS = {
+    None: lambda x: x,
+    'relu': nn.relu,
+    'relu6': nn.relu6,
+    'leaky_relu': nn.leaky_relu,
+    'tanh': jnp.tanh,
+}
 
 
 def _add_bias(module, y):

@@ -1,0 +1,17 @@
+"""The form of a table of foreign weight names."""
+
+from typing import NamedTuple
+
+
+class Table(NamedTuple):
+    """How one public code base names the weights of one of our networks.
+
+    `renames` are (regex, replacement) pairs, applied in order to the path of a layer of ours, dots
+    for slashes; the result is its torch path, and weight, bias, running_mean or running_var follow
+    from the leaf.  One to one, so that one table serves both directions.
+    """
+
+    renames: tuple[tuple[str, str], ...]
+    classes: str  # the torch key whose first axis counts the classes
+    backbone: str | None = None  # our classifier whose `encoder` is this network's too
+    counters: bool = True  # its norms count their batches (num_batches_tracked)
