@@ -13,13 +13,13 @@ from dsrl_jax import config as configs
 
 
 def get_config(arg=''):
-    """Arguments: net, dsrl, head, width, epochs, paper, tiny."""
+    """Arguments: net, dsrl, head, width (0: the network's own), epochs, paper, tiny."""
     arg = configs.parse_arg(
         arg,
         net='espnetv2',
         dsrl='full',
         head='official_deconv',
-        width=2.0,
+        width=0.0,
         epochs=300.0,
         paper=False,
         tiny=False,
@@ -38,7 +38,8 @@ def get_config(arg=''):
 
     config.model.net = arg.net
     config.model.dsrl = arg.dsrl
-    config.model.width = arg.width
+    espnetv2 = arg.net == 'espnetv2'
+    config.model.width = arg.width or (2.0 if espnetv2 else None)
     config.sssr.head = arg.head
 
     config.ema = 0.999
@@ -54,7 +55,7 @@ def get_config(arg=''):
         config.data.batch_size = 4
         config.data.eval_batch_size = 4
         config.data.workers = 0
-        config.model.width = 0.5
+        config.model.width = 0.5 if espnetv2 else config.model.width
         config.ema = 0.0
         config.steps, config.epochs = 2, 0.0
         config.log.every = 1

@@ -8,13 +8,15 @@ from dsrl_jax import config as configs
 
 
 def get_config(arg=''):
-    """Arguments: net, dsrl, head, width; rows and columns of the large view; epochs, tiny."""
+    """Arguments: net, dsrl, head, width (0: 1.0 for espnetv2, else the network's own); rows and
+    columns of the large view; epochs, tiny.
+    """
     arg = configs.parse_arg(
         arg,
         net='espnetv2',
         dsrl='full',
         head='official_deconv',
-        width=1.0,
+        width=0.0,
         rows=256,
         columns=512,
         epochs=100.0,
@@ -34,7 +36,8 @@ def get_config(arg=''):
 
     config.model.net = arg.net
     config.model.dsrl = arg.dsrl
-    config.model.width = arg.width
+    espnetv2 = arg.net == 'espnetv2'
+    config.model.width = arg.width or (1.0 if espnetv2 else None)
     config.sssr.head = arg.head
 
     config.optimizer.warmup = 20
@@ -44,7 +47,7 @@ def get_config(arg=''):
     if arg.tiny:
         config.data.size = (64, 96)
         config.data.batch_size = 4
-        config.model.width = 0.5
+        config.model.width = 0.5 if espnetv2 else config.model.width
         config.optimizer.warmup = 0
         config.ema = 0.0
         config.steps, config.epochs = 2, 0.0

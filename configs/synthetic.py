@@ -10,9 +10,11 @@ from dsrl_jax import config as configs
 
 
 def get_config(arg=''):
-    """Arguments: net, dsrl (none | sssr | sssr+sisr | full), head, width, tiny."""
+    """Arguments: net, dsrl (none | sssr | sssr+sisr | full), head, width (0: 1.0 for
+    espnetv2, else the network's own), tiny.
+    """
     arg = configs.parse_arg(
-        arg, net='espnetv2', dsrl='full', head='official_deconv', width=1.0, tiny=False
+        arg, net='espnetv2', dsrl='full', head='official_deconv', width=0.0, tiny=False
     )
     config = configs.base()
 
@@ -25,7 +27,8 @@ def get_config(arg=''):
 
     config.model.net = arg.net
     config.model.dsrl = arg.dsrl
-    config.model.width = arg.width
+    espnetv2 = arg.net == 'espnetv2'
+    config.model.width = arg.width or (1.0 if espnetv2 else None)
     config.sssr.head = arg.head
 
     # A short run from scratch: Adam, because the authors' head, whose scores are normalised and
@@ -43,7 +46,7 @@ def get_config(arg=''):
         config.data.length = 8
         config.data.batch_size = 4
         config.data.eval_batch_size = 4
-        config.model.width = 0.5
+        config.model.width = 0.5 if espnetv2 else config.model.width
         config.optimizer.warmup = 0
         config.ce.weights = 'none'
         config.ema = 0.0

@@ -23,6 +23,7 @@ CHOICES = {
     'mse.reduction': ('mean', 'channel_sum'),
     'fa.sampling': ('pool8', 'grid8', 'random_pixels', 'random_rows', 'local', 'exact'),
     'fa.q': (1, 2),
+    'kd.input': ('small', 'view'),
     'sisr.activation': ('tanh', 'relu'),
     'optimizer.name': ('sgd', 'adam'),
     'optimizer.schedule': ('poly', 'step', 'constant'),
@@ -63,10 +64,13 @@ def base() -> ml_collections.ConfigDict:
         {
             'net': 'espnetv2',
             'num_classes': 0,  # outputs of the network; 0: as many as the data set has classes
-            'width': 2.0,
             'dsrl': 'full',
             'tap': 'features',  # which map of the network the affinity loss reads
-            'dropout': 0.0,
+            # Options of the network; None: its own default. One that it lacks is refused.
+            'width': placeholder(float),  # of its channels
+            'output_stride': placeholder(int),  # of its encoder: 8 or 16
+            'variant': placeholder(str),  # which public code base it equals
+            'dropout': placeholder(float),  # replaces the original's rates
             'dtype': 'float32',
             'conv_impl': 'auto',
             'init_from': '',  # weight file whose encoder starts the run
@@ -82,6 +86,7 @@ def base() -> ml_collections.ConfigDict:
     config.ce = section(
         {
             'weights': 'none',  # see losses.class_weights
+            'aux': placeholder(float),  # weight of auxiliary classifiers; None: the original's
             'labels': 'target',  # supervise at the large size, or (paper's base) at the input's
         }
     )
@@ -97,6 +102,15 @@ def base() -> ml_collections.ConfigDict:
             'window': 5,  # local: edge of the window in cells
             'dilation': 1,  # local: distance of its cells
             'ramp': 0,  # steps over which the weight grows from 0
+        }
+    )
+    config.kd = section(
+        {
+            'teacher': '',  # directory of `dsrl export` whose network guides the run; '': none
+            'input': 'small',  # what it sees: the student's small input, or the large view
+            'pixel': 10.0,  # weight of the divergence of class distributions
+            'pair': 0.5,  # weight of the difference of similarities between nodes
+            'pair_pool': 0.5,  # share of the map's height and width that a node covers
         }
     )
     config.optimizer = section(
@@ -196,7 +210,7 @@ def override(config: ml_collections.ConfigDict, dotted: str, text: str) -> None:
             node = node[key]
     if isinstance(node[leaf], ml_collections.ConfigDict):
         raise UserError(where, 'a section', 'a field in it', f'use {where}.FIELD=VALUE.')
-    node[leaf] = _convert(where, text, node[leaf])
+    node[leaf] = _convert(where, text, node[leaf], node.get_type(leaf))
 
 
 def check_choices(config: ml_collections.ConfigDict) -> None:
@@ -271,21 +285,22 @@ def _tuples(value):
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _convert(where: str, text: str, old):
-    """The text as a value of the old value's type."""
-    if isinstance(old, str):
-        return text
+def _convert(where: str, text: str, old, wanted: type | None = None):
+    """The text as a value of the old value's type; of `wanted` where that is None."""
+    wanted = wanted or type(old)
+    if wanted is str:
+        return None if old is None and text == 'None' else text
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = {'true': True, 'false': False}.get(text.lower(), text)
-    if isinstance(old, float) and type(value) is int:
+    if wanted is float and type(value) is int:
         value = float(value)
     if isinstance(value, list):
         value = tuple(value)
-    wanted = tuple if old is None else type(old)
     if type(value) is not wanted and not (old is None and value is None):
-        example = '(384,480)' if old is None else repr(old)
+        examples = {tuple: '(384,480)', float: '0.5', int: '8'}
+        example = examples[wanted] if old is None else repr(old)
         expected = f'a value of type {wanted.__name__}'
         raise UserError(where, repr(text), expected, f'write it like {example}.')
     return value

@@ -8,7 +8,7 @@ from dsrl_jax import config as configs
 from dsrl_jax import inference, model_directory
 from dsrl_jax.errors import UserError, lookup, nearest, one_of
 from dsrl_jax.model_directory import FORMATS
-from dsrl_jax.models.layers import fold, norms
+from dsrl_jax.models.folding import fold, norms
 from dsrl_jax.ops import resize
 
 KINDS = {

@@ -116,6 +116,8 @@ def super_resolve(model: Model, variables: dict, image: np.ndarray):
 def build_network(config, classes: int, *, folded: bool = False, conv_impl: str | None = None):
     """The Linen module that a configuration names, for a data set of that many classes."""
     model = config.model
+    fields = ('width', 'output_stride', 'variant', 'dropout')
+    options = {name: model[name] for name in fields if model[name] is not None}
     return models.create(
         model.net,
         num_classes=model.num_classes or classes,
@@ -123,12 +125,11 @@ def build_network(config, classes: int, *, folded: bool = False, conv_impl: str 
         dtype=model.dtype,
         conv_impl=conv_impl or model.conv_impl,
         folded=folded,
-        dropout=model.dropout,
         scale=config.scale,
         sssr=config.sssr.to_dict(),
         sisr=config.sisr.to_dict(),
         tap=model.tap,
-        width=model.width,
+        **options,
     )
 
 

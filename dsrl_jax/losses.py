@@ -18,17 +18,27 @@ SEGNET_CAMVID = (
 )
 
 
-def make_loss(config, class_weights: np.ndarray | None = None) -> Callable:
+def make_loss(
+    config, class_weights: np.ndarray | None = None, aux_weight: float = 1.0
+) -> Callable:
     """`loss(outputs, batch, *, step, key) -> {'ce', 'mse', 'fa', ..., 'total'}`, float32 scalars.
 
     `batch` holds `view` [B,sH,sW,3] (the normalised large view), `label` [B,sH,sW] and `mask`
     [B,sH,sW]; the terms are means over real pixels, so none depends on batch size or devices.
-    Terms whose branch is absent from `outputs` are absent from the result.
+    Terms whose branch is absent from `outputs` are absent from the result.  `aux_weight` is that of
+    the network's auxiliary classifiers where the configuration names none.
     """
+    if config.ce.aux is not None:
+        aux_weight = config.ce.aux
 
     def loss(outputs: dict, batch: dict, *, step: jax.Array, key: jax.Array) -> dict:
         terms = {'ce': cross_entropy(outputs, batch['label'], config, class_weights)}
         total = terms['ce']
+        if outputs.get('aux'):
+            maps = [{**outputs, 'scores': scores} for scores in outputs['aux'].values()]
+            label = batch['label']
+            terms['aux'] = sum(cross_entropy(aux, label, config, class_weights) for aux in maps)
+            total += aux_weight * terms['aux']
         if 'sr' in outputs:
             terms['mse'] = mse(outputs['sr'], batch['view'], batch['mask'], config.mse.reduction)
             total += config.mse.weight * terms['mse']

@@ -85,8 +85,9 @@ def find_table(name: str, variant: str | None = None, **options) -> Table:
 
 def num_outputs(name: str, state_dict: dict, variant: str | None = None) -> int | None:
     """How many classes the last layer of a state dict of network `name` has; None without one."""
-    classes = _strip(state_dict).get(find_table(name, variant).classes)
-    return None if classes is None else len(classes)
+    table = find_table(name, variant)
+    classes = _strip(state_dict).get(table.classes)
+    return None if classes is None else np.shape(classes)[table.axis]
 
 
 def init_encoder(name: str, variables: dict, state_dict: dict, **options) -> tuple[dict, int]:

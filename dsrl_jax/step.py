@@ -13,19 +13,28 @@ from dsrl_jax.ops.scores import arg_max, arg_max_at
 
 
 def make_train_step(
-    model: nn.Module, tx: optax.GradientTransformation, loss: Callable, config, schedule
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    loss: Callable,
+    config,
+    schedule,
+    guide: Callable | None = None,
 ) -> Callable:
-    """`step(state, batch) -> (state, scalars)`, to be jitted with the state donated.
+    """`step(state, batch, teacher=None) -> (state, scalars)`, to be jitted with the state donated.
 
     The batch is the loader's: target [B,sH,sW,3] uint8, label and mask [B,sH,sW]. The small input
-    is made here, on the device.
+    is made here, on the device. `guide(teacher, target)` gives the outputs of a network whose
+    variables are `teacher`; the loss finds them in its batch.
     """
     root = jax.random.key(config.seed)
 
-    def train_step(current: state.TrainState, batch: dict):
+    def train_step(current: state.TrainState, batch: dict, teacher: dict | None = None):
         dropout, sampling = jax.random.split(jax.random.fold_in(root, current.step))
         view = resize.normalise(batch['target'], config.data.mean, config.data.std)
         image = resize.small_input(batch['target'], config.scale, config.data.mean, config.data.std)
+        seen = {**batch, 'view': view}
+        if guide is not None:
+            seen['teacher'] = guide(teacher, batch['target'])
 
         def loss_of(params):
             outputs, updated = model.apply(
@@ -35,7 +44,7 @@ def make_train_step(
                 mutable=['batch_stats'],
                 rngs={'dropout': dropout},
             )
-            terms = loss(outputs, {**batch, 'view': view}, step=current.step, key=sampling)
+            terms = loss(outputs, seen, step=current.step, key=sampling)
             return terms['total'], (terms, updated['batch_stats'])
 
         grads, (terms, batch_stats) = jax.grad(loss_of, has_aux=True)(current.params)
@@ -44,7 +53,7 @@ def make_train_step(
         variables = {'params': params, 'batch_stats': batch_stats}
         scalars = {
             **terms,
-            'grad_norm': optax.tree.norm(grads),
+            'grad_norm': _norm(grads),
             'lr': jnp.asarray(schedule(current.step), jnp.float32),
         }
         new = current.replace(
@@ -57,6 +66,11 @@ def make_train_step(
         return new, scalars
 
     return train_step
+
+
+def _norm(tree) -> jax.Array:
+    """Euclidean norm of all leaves: one sum over one vector, not a program a leaf to compile."""
+    return jnp.linalg.norm(jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)]))
 
 
 def make_eval_step(model: nn.Module, config, num_classes: int, *, sr: bool) -> Callable:

@@ -13,7 +13,17 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from dsrl_jax import checkpoint, data, evaluate, inference, losses, optimizer, parallel, pretrained
+from dsrl_jax import (
+    checkpoint,
+    data,
+    distillation,
+    evaluate,
+    inference,
+    losses,
+    optimizer,
+    parallel,
+    pretrained,
+)
 from dsrl_jax import config as configs
 from dsrl_jax import state as states
 from dsrl_jax.data import pipeline
@@ -27,7 +37,7 @@ TERMINATED = 143  # 128 + SIGTERM: what a scheduler expects of a job it stopped
 
 # A resumed run must agree with its checkpoint in everything that decides the numbers.
 RESUME_KEYS = (
-    *('seed', 'scale', 'model', 'sssr', 'sisr', 'ce', 'mse', 'fa', 'optimizer', 'ema'),
+    *('seed', 'scale', 'model', 'sssr', 'sisr', 'ce', 'mse', 'fa', 'kd', 'optimizer', 'ema'),
     *('steps', 'epochs', 'data.name', 'data.train_split', 'data.batch_size', 'data.size'),
     *('data.scale_range', 'data.flip', 'data.color', 'data.mean', 'data.std'),
 )
@@ -65,12 +75,19 @@ def train(config, workdir) -> dict | None:
     classes = len(source.classes)
     network = inference.build_network(config, classes)
     inference.check_size(network, config)
-    loss = _make_loss(config, source)
+    teacher = distillation.load_teacher(config, source.classes)
+    loss = _make_loss(config, source, network.aux_weight)
     every = _every(config, steps)
     saved = checkpoint.open(workdir, keep=config.checkpoint.keep, every=every)
     with saved, _Termination() as stopped:
         settings = configs.to_dict(config)
         mesh = parallel.make_mesh()
+        guide = guiding = None
+        if teacher:
+            settings['kd']['teacher'] = distillation.identity(teacher)
+            loss = distillation.add_terms(loss, config.kd)
+            guide = distillation.make_guide(teacher, config)
+            guiding = jax.device_put(teacher.variables, parallel.replicated(mesh))
         tx, schedule = optimizer.make_optimizer(
             config.optimizer, inference.abstract_variables(network, config)['params'], steps
         )
@@ -81,7 +98,7 @@ def train(config, workdir) -> dict | None:
             _overview(state, workdir)
         everywhere = parallel.replicated(mesh)
         step_fn = jax.jit(
-            make_train_step(network, tx, loss, config, schedule),
+            make_train_step(network, tx, loss, config, schedule, guide),
             donate_argnums=0,
             out_shardings=(everywhere, everywhere),
         )
@@ -112,8 +129,8 @@ def train(config, workdir) -> dict | None:
                     batch = parallel.to_global(next(batches), mesh)
                 if step == start + 1:
                     with logger.clock('compile'):
-                        step_fn = step_fn.lower(state, batch).compile()
-                state, scalars = step_fn(state, batch)
+                        step_fn = step_fn.lower(state, batch, guiding).compile()
+                state, scalars = step_fn(state, batch, guiding)
                 logger.train(step, scalars)
                 last = step == steps or stopped.is_set()
                 if last or step % every == 0:
@@ -189,19 +206,20 @@ def _initial_state(config, network, tx, mesh, saved, settings):
 
 def _from_encoder(config, variables, weights, sharding):
     """The variables with the encoder of the weights; every other leaf as it was."""
-    variables, taken = pretrained.init_encoder(config.model.net, variables, weights)
+    net, variant = config.model.net, config.model.variant
+    variables, taken = pretrained.init_encoder(net, variables, weights, variant=variant)
     print(f'{config.model.init_from}: {taken} tensors of the encoder taken')
     return jax.device_put(variables, sharding)
 
 
-def _make_loss(config, source):
+def _make_loss(config, source, aux_weight):
     """The objective, with class weights counted from the training split where asked for."""
     if config.ce.weights == 'none':
-        return losses.make_loss(config)
+        return losses.make_loss(config, aux_weight=aux_weight)
     counts = class_frequencies(source)
     weights = losses.class_weights(config.ce.weights, counts['pixels'], counts['present_pixels'])
     print('class weights:', ', '.join(f'{n} {w:.3g}' for n, w in zip(source.classes, weights)))
-    return losses.make_loss(config, weights)
+    return losses.make_loss(config, weights, aux_weight)
 
 
 def _write_settings(workdir: pathlib.Path, config, source) -> None:

@@ -6,8 +6,6 @@ golden/STEM.golden.npz and golden/STEM.keys.json, or those of $DSRL_REFERENCE.
 """
 
 GOLDEN = {
-    'ESPNet': ('espnet', {'num_classes': 20}, {'logits': 'scores'}),
-    'ESPNet_C': ('espnet_c', {'num_classes': 20}, {'logits': 'scores'}),
     'BiSeNet_R18_coincheung': (
         'bisenet_resnet18',
         {'num_classes': 19, 'variant': 'coincheung'},
@@ -40,7 +38,15 @@ GOLDEN = {
         )
         for stride in (8, 16)
     },
+    'ENet': ('enet', {'num_classes': 19}, {'logits': 'scores'}),
     'ERFNet': ('erfnet', {'num_classes': 20}, {'logits': 'logits', 'encoder': 'encoder'}),
+    'ESPNet': ('espnet', {'num_classes': 20}, {'logits': 'scores'}),
+    'ESPNet_C': ('espnet_c', {'num_classes': 20}, {'logits': 'scores'}),
+    'ESPNetv2_old_s2.0': (
+        'espnetv2_old',
+        {'num_classes': 20},
+        {'logits': 'logits', 'aux': 'aux.l3'},
+    ),
     'ESPNetv2_s2.0_20': ('espnetv2', {'num_classes': 20, 'width': 2.0}, {'logits': 'logits'}),
     'ESPNetv2_s2.0_imagenet': (
         'espnetv2_classifier',
@@ -79,5 +85,6 @@ EVAL_BOUND = 1e-4
 TRAIN_BOUND = 1e-3
 # Batch statistics over few values through many layers: float32 cannot say much in train mode, so
 # these run in float64, where only the rounding of the stored float32 is left.
-DEEP = {stem for stem in GOLDEN if 'resnet50' in stem or 'resnet101' in stem}
+DEEP = {s for s in GOLDEN if s == 'ERFNet' or 'resnet50' in s or 'resnet101' in s}
+DEEP |= {'BiSeNet_R18_torchseg', 'BiSeNet_R18_coincheung'}  # norms over two values: global means
 DEEP_BOUND = 1e-5

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     'optimizer': ('errors',),
     'state': (),
     'costs': ('models', 'errors'),
+    'paper_costs': ('costs', 'models', 'errors'),
     'distillation': ('inference', 'ops', 'errors'),
     'pretrained': ('models', 'foreign', 'errors'),
     'step': ('losses', 'metrics', 'optimizer', 'state', 'ops'),

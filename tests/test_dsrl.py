@@ -9,7 +9,8 @@ from flax import linen as nn
 from dsrl_jax import models
 from dsrl_jax.errors import UserError
 from dsrl_jax.models import dsrl
-from dsrl_jax.models.layers import Conv, Convention, ConvNorm, Style, fold, norms
+from dsrl_jax.models.folding import fold, norms
+from dsrl_jax.models.layers import Conv, Convention, ConvNorm, Style
 
 SIZE, CLASSES = (16, 24), 5
 BRANCHES = {
@@ -208,13 +209,59 @@ def test_tap_chooses_the_map_that_the_transform_reads():
     image = images()
 
     def kernel(tap):
-        model = build('full', tap=tap)
+        model = build('full', features=tap)
         variables = jax.eval_shape(lambda: model.init(jax.random.key(0), image, sr=True))
         return variables['params']['transform']['project']['conv']['kernel'].shape
 
     assert kernel('features') == (1, 1, 8, 32) and kernel('narrow') == (1, 1, 4, 32)
     with pytest.raises(UserError, match='one of scores, features, narrow, low, high; did you mean'):
         kernel('narow')
+
+
+class Plain(nn.Module):
+    """What a user writes first: flax layers, two maps, no field or attribute of ours."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, image, train=False):
+        x = nn.relu(nn.Conv(8, (3, 3), strides=4)(image))
+        return {'scores': nn.Conv(self.num_classes, (1, 1))(x), 'encoded': x}
+
+
+def test_a_network_needs_to_name_no_more_than_scores_and_features():
+    with pytest.raises(UserError, match='without `multiple`, and no stride'):
+        dsrl.wrap(Plain(CLASSES), num_classes=CLASSES, features='encoded')
+    model = dsrl.wrap(Plain(CLASSES), num_classes=CLASSES, features='encoded', stride=4)
+    assert model.multiple == 4 and model.aux_weight == 1.0
+    outputs, variables = jax.eval_shape(
+        lambda: model.init_with_output(jax.random.key(0), images(), train=True)
+    )
+    height, width = (2 * n for n in SIZE)
+    assert outputs['scores'].shape == (2, height, width, CLASSES)
+    assert outputs['sr'].shape == (2, height, width, 3) and outputs['resize'] == 'half_pixel'
+    assert 'skip' not in variables['params']['sisr']
+    plain = dsrl.wrap(
+        Plain(CLASSES), num_classes=CLASSES, features='encoded', stride=4, mode='none'
+    )
+    outputs = jax.eval_shape(lambda: plain.init_with_output(jax.random.key(0), images()))[0]
+    assert outputs['resize'] == 'half_pixel'
+
+
+class Heatmaps(Tiny):
+    """Its result is a map at a quarter of the image."""
+
+    result_stride = 4
+
+
+def test_a_result_smaller_than_the_image_grows_by_the_scale_alone():
+    model = dsrl.wrap(Heatmaps(), num_classes=CLASSES)
+    outputs, variables = jax.eval_shape(
+        lambda: model.init_with_output(jax.random.key(0), images(), train=True)
+    )
+    assert outputs['scores'].shape == (2, SIZE[0] // 2, SIZE[1] // 2, CLASSES)
+    assert set(variables['params']['sssr']) == {'up0'}
+    assert outputs['sr'].shape == (2, 2 * SIZE[0], 2 * SIZE[1], 3)
 
 
 def test_options_reach_their_branch():

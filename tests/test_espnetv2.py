@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from dsrl_jax import models
 from dsrl_jax.errors import UserError
-from dsrl_jax.models import espnetv2, layers
+from dsrl_jax.models import espnetv2, folding
 
 
 def shapes(name, size=(32, 64), **options):
@@ -85,7 +85,7 @@ def test_folded_equals_unfolded():
     image = np.random.default_rng(1).normal(size=(1, 32, 48, 3)).astype('f')
     folded = models.create('espnetv2', folded=True, **options)
     want = jax.jit(module.apply)(variables, image)['scores']
-    got = jax.jit(folded.apply)(layers.fold(variables, layers.norms(module, image)), image)[
+    got = jax.jit(folded.apply)(folding.fold(variables, folding.norms(module, image)), image)[
         'scores'
     ]
     assert 1e-3 < float(want.std()) < 1e3

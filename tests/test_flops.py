@@ -1,13 +1,15 @@
-"""MACs against hand counts, and the published figures of ESPNetv2 with and without its head."""
+"""MACs against hand counts, the published figures of ESPNetv2, and what `dsrl flops` prints."""
 
 import json
 
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import linen as nn
 
-from dsrl_jax import costs, flops
+from dsrl_jax import cli, costs, flops, models
 from dsrl_jax.errors import UserError
+from dsrl_jax.models.layers import Conv, ConvNorm, NormAct, Style
 from dsrl_jax.ops import convolution, resize
 
 
@@ -25,6 +27,19 @@ def with_custom_vjp(f):
     g = jax.custom_vjp(f)
     g.defvjp(lambda x: (f(x), None), lambda _, ct: (ct,))
     return g
+
+
+class Layers(nn.Module):
+    """One layer of each kind: [B, H, W, 3] -> scores [B, H, W, 5] and an auxiliary [B, H, W, 7]."""
+
+    @nn.compact
+    def __call__(self, image, train=False):
+        style = Style(conv_impl='lax')
+        x = ConvNorm(4, stride=2, activation='relu', style=style)(image, train)
+        x = ConvNorm(6, stride=2, use_bias=True, transposed=True, style=style)(x, train)
+        x = NormAct('relu', style=style)(x + 1, train)
+        aux = Conv(7, 1, use_bias=True, style=style, name='aux')(x)
+        return {'scores': Conv(5, 1, use_bias=True, style=style, name='last')(x), 'aux': aux}
 
 
 @pytest.fixture(scope='module')
@@ -89,6 +104,19 @@ def test_resizing_and_pooling_are_left_out_also_in_the_backward_pass():
     assert costs.count_macs(jax.grad(enlarge), array(1, 5, 7, 3)) == 0
 
 
+def test_kinds_of_operations_are_counted_apart():
+    pixels, model = 16 * 24, Layers()
+    variables = costs.variable_shapes(model, (16, 24))
+    found = costs.count(model, variables, (16, 24))
+    assert found.conv2d == pixels // 4 * 9 * 3 * 4 + pixels * 6 * 5
+    assert found.transposed == pixels // 4 * 9 * 4 * 6
+    assert found.biases == pixels * (6 + 5)
+    assert found.norms == pixels // 4 * 4 + pixels * 2 * 6
+    every = costs.count(model, variables, (16, 24), every_output=True)
+    assert every.macs - found.macs == pixels * 6 * 7
+    assert every.biases - found.biases == pixels * 7
+
+
 def test_espnetv2_with_the_official_head_costs_what_is_published(full):
     assert full['params']['network'] == 789_242
     assert full['params']['inference'] == 796_562
@@ -96,6 +124,8 @@ def test_espnetv2_with_the_official_head_costs_what_is_published(full):
     assert round(full['macs']['inference'] / 1e6, 2) == 1264.28
     assert full['macs']['sssr'] == 20 * 20 * 9 * (128 * 256 + 256 * 512)
     assert full['flops'] == 2 * full['macs']['inference']
+    assert full['transposed']['network'] == full['conv2d']['sssr'] == 0
+    assert full['biases']['inference'] == 20 * 128 * 256
     assert full['head'] == 'official_deconv'
 
 
@@ -103,6 +133,8 @@ def test_training_counts_every_branch(full):
     parts = ('network', 'sssr', 'sisr', 'transform')
     assert full['macs']['training'] == sum(full['macs'][p] for p in parts)
     assert full['params']['training'] == sum(full['params'][p] for p in parts)
+    for part, macs in full['macs'].items():
+        assert full['conv2d'][part] + full['transposed'][part] == macs
     assert full['macs']['transform'] == 128 * 256 * 32 * 32
     tail = 256 * 512 * (25 * 16 * 64 + 9 * 64 * 32 + 9 * 32 * 12)
     assert tail < full['macs']['sisr'] < 1.2 * tail  # the decoder below ESPCN stays light
@@ -125,8 +157,9 @@ def test_a_head_on_features_saves_the_networks_own_classifier():
 
 @pytest.mark.parametrize(('size', 'giga'), [((320, 640), 1.0538), ((368, 480), 0.9089)])
 def test_plain_network_at_other_sizes(size, giga):
-    found = costs.report('espnetv2', size)
-    assert round(found['macs']['network'] / 1e9, 4) == giga
+    model = models.create('espnetv2', num_classes=20, conv_impl='lax')
+    found = costs.count(model, costs.variable_shapes(model, (64, 64)), size)
+    assert round(found.macs / 1e9, 4) == giga
 
 
 def test_a_classifier_is_counted_up_to_its_logits():
@@ -143,8 +176,36 @@ def test_run_prints_a_table_and_one_json_line(capsys):
     found = flops.run('espnetv2', (64, 128), dsrl='sssr', options={'width': 0.5})
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1]) == found
+    assert lines[0].startswith('espnetv2, width 0.5, 20 classes, input 64x128, dsrl sssr')
     head = next(line for line in lines if line.startswith('SSSR head'))
     assert '7,320' in head
+    assert 'dsrl flops --paper' in lines[-2]
+
+
+def test_the_command_passes_options_on(capsys):
+    flags = ('--size=32x64', '--variant=vainf', '--output_stride=8', '--num_classes=19')
+    assert cli.main(['flops', '--net=deeplabv3plus_resnet101', *flags]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found['params']['network'] == 58_753_459
+    assert (found['variant'], found['output_stride']) == ('vainf', 8)
+
+
+@pytest.mark.parametrize(
+    ('flags', 'named'),
+    [
+        (['--net=espnetv2', '--variant=x'], ["'variant'", 'width']),
+        (['--net=espnetv2', '--output_stride=8'], ["'output_stride'", 'width']),
+        (['--net=pspnet_resnet18', '--variant=x'], ["'x'", 'semseg', 'skd']),
+        (['--size=64x64'], ['no --net', '--net=NAME --size=HxW', '--paper']),
+        (['--paper'], ['--paper', '--size']),
+    ],
+    ids=str,
+)
+def test_what_a_network_lacks_or_the_paper_fixes_is_refused(flags, named, capsys):
+    size = [] if flags[0].startswith('--size') else ['--size=64x64']
+    assert cli.main(['flops', *size, *flags]) == 2
+    line = capsys.readouterr().err
+    assert all(word in line for word in named), line
 
 
 def test_a_head_without_a_mode_and_an_illegal_size_are_user_errors():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dsrl_jax.errors import UserError
-from dsrl_jax.models import heads, layers
+from dsrl_jax.models import folding, heads
 from dsrl_jax.models.layers import Convention, Style
 from dsrl_jax.ops import resize
 
@@ -140,11 +140,50 @@ def test_deconv_heads_take_one_step_for_each_doubling(name, steps):
 
 
 @pytest.mark.parametrize('name', DECONV_HEADS)
-@pytest.mark.parametrize('size', [(12, 18), (8, 24), (2, 3), (9, 12), (8, 13)])
-def test_deconv_heads_refuse_what_is_not_a_power_of_two(name, size):
+@pytest.mark.parametrize(
+    ('size', 'message'),
+    [
+        ((8, 24), '4x6.*power of two'),
+        ((2, 3), '4x6.*power of two'),
+        ((12, 18), '12x18.*4 divides'),
+        ((9, 12), '9x12.*2 divides'),
+        ((8, 13), '8x13.*2 divides'),
+    ],
+)
+def test_deconv_heads_refuse_what_is_no_ladder_of_doublings(name, size, message):
     head = heads.sssr(name, num_classes=5, style=STYLE)
-    with pytest.raises(UserError, match=r'sssr\.head.*4x6.*power of two.*bilinear'):
+    with pytest.raises(UserError, match=rf'sssr\.head.*{message}.*bilinear'):
         abstract(head, maps(), size)
+
+
+@pytest.mark.parametrize('name', DECONV_HEADS)
+def test_a_map_off_the_ladder_is_resized_onto_it_first(name):
+    """Pyramids that round up give 13x17 maps of 96x128 images: the head starts from 12x16."""
+    head = heads.sssr(name, num_classes=5, style=STYLE)
+    odd = maps(score=(13, 17), feature=(13, 17))
+    (scores, _), variables = abstract(head, odd, (192, 256))
+    assert scores.shape == (2, 192, 256, 5)
+    variables = filled(head, odd, (192, 256))
+    even = {
+        **odd,
+        **{
+            key: resize.bilinear(odd[key], (12, 16), convention=odd['resize'])
+            for key in ('scores', 'features')
+        },
+    }
+    run = jax.jit(lambda outputs: head.apply(variables, outputs, (192, 256))[0])
+    np.testing.assert_array_equal(run(odd), run(even))
+
+
+def test_sisr_takes_odd_maps_too():
+    outputs = encoder_maps((13, 17), (25, 33)) | {'resize': Convention('align_corners')}
+    (sr, _), variables = abstract(heads.SISR(), outputs, (96, 128), train=True)
+    assert sr.shape == (2, 192, 256, 3) and 'skip' in variables['params']
+    # 368 is no multiple of 32: four steps from 23x30 instead of five from 12x15
+    outputs = encoder_maps((12, 15), (92, 120)) | {'resize': Convention('align_corners')}
+    (sr, _), variables = abstract(heads.SISR(), outputs, (368, 480), train=True)
+    assert sr.shape == (2, 736, 960, 3) and 'up3' in variables['params']
+    assert 'up4' not in variables['params']
 
 
 def test_wrong_head_options_are_user_errors():
@@ -160,7 +199,7 @@ def test_folded_head_gives_the_same_scores(name):
     plain = heads.sssr(name, num_classes=5, style=STYLE)
     variables = {'params': {}, **filled(plain, outputs, (16, 24))}
     folded = heads.sssr(name, num_classes=5, style=Style(folded=True))
-    merged = layers.fold(variables, collections.defaultdict(lambda: (1e-5, False)))
+    merged = folding.fold(variables, collections.defaultdict(lambda: (1e-5, False)))
     expected, _ = plain.apply(variables, outputs, (16, 24))
     np.testing.assert_allclose(
         folded.apply(merged, outputs, (16, 24))[0], expected, rtol=1e-4, atol=1e-4
@@ -227,10 +266,10 @@ def test_sisr_without_skip_does_not_read_low():
 
 
 def test_sisr_mistakes_are_user_errors():
-    with pytest.raises(UserError, match=r'sisr\.skip.*\(9, 16\)'):
-        abstract(heads.SISR(), encoder_maps(low=(9, 16)), (24, 32))
+    with pytest.raises(UserError, match=r'sisr\.skip.*low.*3x16.*power of two'):
+        abstract(heads.SISR(), encoder_maps(low=(3, 16)), (24, 32))
     with pytest.raises(UserError, match=r'high.*power of two'):
-        abstract(heads.SISR(), encoder_maps(), (36, 48))
+        abstract(heads.SISR(), encoder_maps(), (12, 48))
     with pytest.raises(UserError, match=r'sisr\.activation'):
         abstract(heads.SISR(activation='gelu'), encoder_maps(), (24, 32))
 

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dsrl_jax.models import layers
+from dsrl_jax.models import folding
 from dsrl_jax.models.layers import BatchNorm, Conv, Convention, ConvNorm, NormAct, PReLU, Style
 
 RNG = np.random.default_rng(0)
@@ -178,8 +178,8 @@ def test_folding_keeps_the_function_and_leaves_no_statistics():
     variables = shaken(jax.jit(Mixed().init)(jax.random.key(0), x))
     scale = variables['params']['abn']['norm']['scale']
     variables['params']['abn']['norm']['scale'] = -scale
-    norms = layers.norms(Mixed(), x)
-    folded = layers.fold(variables, norms)
+    norms = folding.norms(Mixed(), x)
+    folded = folding.fold(variables, norms)
     module = Mixed(style=Style(folded=True))
     fresh = jax.eval_shape(module.init, jax.random.key(0), x)['params']
     shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (folded['params'], fresh)]
@@ -187,7 +187,7 @@ def test_folding_keeps_the_function_and_leaves_no_statistics():
     np.testing.assert_allclose(module.apply(folded, x), Mixed().apply(variables, x), atol=1e-5)
     # with other norms it is another function
     for change in (lambda e, a: (1e-5, a), lambda e, a: (e, False)):
-        other = layers.fold(variables, {path: change(*norm) for path, norm in norms.items()})
+        other = folding.fold(variables, {path: change(*norm) for path, norm in norms.items()})
         assert np.abs(module.apply(other, x) - Mixed().apply(variables, x)).max() > 1e-3
 
 

@@ -1,5 +1,6 @@
 """PSPNet: cost, contract, sizes and options; its values are golden sets."""
 
+import functools
 import re
 
 import jax
@@ -9,9 +10,10 @@ import pytest
 
 from dsrl_jax import costs, models
 from dsrl_jax.errors import UserError
-from dsrl_jax.models import layers, pspnet
+from dsrl_jax.models import folding, pspnet
 
 
+@functools.cache
 def shapes(name, size=(32, 64), **options):
     module = models.create(name, **{'num_classes': 19, **options})
     image = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
@@ -40,7 +42,6 @@ def test_number_of_parameters(name, variant, with_aux, without):
         ('pspnet_resnet101', 'semseg', (368, 480), 'inference', 176.377),
         ('pspnet_resnet101', 'semseg', (257, 513), 'inference', 136.905),
         ('pspnet_resnet101', 'skd', (512, 1024), 'training', 574.932),
-        ('pspnet_resnet18', 'skd', (256, 512), 'training', 32.088),
         ('pspnet_resnet18', 'skd', (368, 480), 'training', 42.937),
     ],
 )
@@ -86,7 +87,7 @@ def test_width_scales_every_channel_but_the_colours_and_the_classes():
 def test_all_norms_of_skd_and_none_of_semseg_use_the_size_of_their_scale(variant, absolute):
     module = models.create('pspnet_resnet18', num_classes=19, variant=variant)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    found = layers.norms(module, image)
+    found = folding.norms(module, image)
     assert ('encoder', 'stem0', 'norm') in found and ('aux', 'bottleneck', 'norm') in found
     assert set(found.values()) == {(1e-5, absolute)}
 

@@ -204,8 +204,8 @@ def test_pool_to_brings_any_map_to_the_grid():
     np.testing.assert_array_equal(resize.pool_to(x, (4, 8)), x)
     mixed = resize.bilinear(x.reshape(1, 2, 2, 8, 2).mean(2), (2, 16), convention='half_pixel')
     np.testing.assert_allclose(resize.pool_to(x, (2, 16)), mixed, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match='4x8'):
-        resize.pool_to(x, (3, 8))
+    odd = resize.adaptive_avg_pool(x, (3, 8))
+    np.testing.assert_array_equal(resize.pool_to(x, (3, 8)), odd)
 
 
 def test_every_op_carries_its_scope():
@@ -227,3 +227,22 @@ def test_every_op_carries_its_scope():
             equations = jax.make_jaxpr(function)().eqns
             assert equations
             assert all(scope in str(e.source_info.name_stack) for e in equations)
+
+
+@pytest.mark.parametrize('size', [(1, 2), (2, 3), (5, 8), (7, 7)])
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda x: resize.avg_pool(x, 3, 2, 1),
+        lambda x: resize.avg_pool(x, 2, 2, 1),
+        lambda x: resize.adaptive_avg_pool(x, (3, 5)),
+        lambda x: resize.bilinear(x, (6, 11), convention='half_pixel'),
+        lambda x: resize.bilinear(x, (3, 3), convention='align_corners'),
+    ],
+)
+def test_the_gradient_is_the_transposed_matrix(change, size):
+    """Every change of size is linear: <f(x), y> = <x, f'(y)> for any x and y."""
+    x = jnp.asarray(draw(2, *size, 3))
+    value, pull = jax.vjp(change, x)
+    y = jnp.asarray(draw(*value.shape))
+    np.testing.assert_allclose(jnp.vdot(value, y), jnp.vdot(x, pull(y)[0]), rtol=1e-4, atol=1e-5)

@@ -12,6 +12,7 @@ class Table(NamedTuple):
     """
 
     renames: tuple[tuple[str, str], ...]
-    classes: str  # the torch key whose first axis counts the classes
+    classes: str  # the torch key one of whose axes counts the classes
+    axis: int = 0  # that axis
     backbone: str | None = None  # our classifier whose `encoder` is this network's too
     counters: bool = True  # its norms count their batches (num_batches_tracked)

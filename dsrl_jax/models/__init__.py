@@ -5,13 +5,31 @@ resize, `features`, the encoder maps `low` and `high`, `aux` where the original 
 classifiers, and `resize`, the convention that brings scores to the input size.
 """
 
+import functools
 import importlib
 import inspect
+import os
+import sys
 
 import jax.numpy as jnp
 
 from dsrl_jax import errors
-from dsrl_jax.models import espnetv2
+from dsrl_jax.models import (
+    bisenet,
+    dabnet,
+    deeplabv3plus,
+    efficientnet_lite,
+    enet,
+    erfnet,
+    espnet,
+    espnetv2,
+    espnetv2_old,
+    fcn8s,
+    hrnet,
+    pspnet,
+    refinenet,
+    resnet,
+)
 from dsrl_jax.models.dsrl import wrap
 from dsrl_jax.models.layers import Convention, Style
 from dsrl_jax.ops.convolution import FORMS
@@ -19,8 +37,27 @@ from dsrl_jax.ops.convolution import FORMS
 __all__ = ['NETWORKS', 'Convention', 'Style', 'create']
 
 NETWORKS = {
+    'bisenet_resnet18': bisenet.BiSeNet,
+    'dabnet': dabnet.DABNet,
+    'deeplabv3plus_efficientnet_lite0': deeplabv3plus.EfficientNetLite0,
+    'deeplabv3plus_resnet101': deeplabv3plus.ResNet101,
+    'efficientnet_lite0': efficientnet_lite.Classifier,
+    'enet': enet.ENet,
+    'erfnet': erfnet.ERFNet,
+    'espnet': espnet.ESPNet,
+    'espnet_c': espnet.ESPNetC,
     'espnetv2': espnetv2.ESPNetv2,
     'espnetv2_classifier': espnetv2.Classifier,
+    'espnetv2_old': espnetv2_old.ESPNetv2Old,
+    'fcn8s': fcn8s.FCN8s,
+    'hrnet_w32': functools.partial(hrnet.HRNet, width=32),
+    'hrnet_w48': functools.partial(hrnet.HRNet, width=48),
+    'pspnet_resnet18': functools.partial(pspnet.PSPNet, depth=18, variant='skd'),
+    'pspnet_resnet101': functools.partial(pspnet.PSPNet, depth=101),
+    'refinenet_resnet101': refinenet.RefineNet,
+    'resnet18': functools.partial(resnet.Classifier, depth=18),
+    'resnet50': functools.partial(resnet.Classifier, depth=50),
+    'resnet101': functools.partial(resnet.Classifier, depth=101),
 }
 DTYPES = {name: jnp.dtype(name) for name in ('float32', 'bfloat16', 'float16', 'float64')}
 
@@ -33,7 +70,7 @@ def create(
     dtype: str = 'float32',
     conv_impl: str = 'auto',
     folded: bool = False,
-    dropout: float = 0.0,
+    dropout: float | None = None,
     scale: int = 2,
     sssr: dict | None = None,
     sisr: dict | None = None,
@@ -42,8 +79,10 @@ def create(
 ):
     """The network `name`, or the DSRL model around it when `dsrl` names a mode.
 
-    `name` is a key of NETWORKS or 'module:factory' of the user's own; `options` are the
-    network's own fields (ESPNetv2: width).  UserError for an unknown name, type or option.
+    `name` is a key of NETWORKS or 'module:factory' of the user's own, called with num_classes and,
+    where it takes them, dropout and style; `options` are the network's own fields (ESPNetv2:
+    width).  `dropout` None keeps the original's rates.  UserError for an unknown name, type or
+    option.
     """
     style = Style(
         dtype=errors.lookup(DTYPES, dtype, 'model.dtype'),
@@ -51,10 +90,21 @@ def create(
         folded=folded,
     )
     factory = _import(name) if ':' in name else errors.lookup(NETWORKS, name, 'model.net')
-    known = set(inspect.signature(factory).parameters) - {'parent', 'name'}
+    known = dict.fromkeys(sorted(set(inspect.signature(factory).parameters) - {'parent', 'name'}))
+    if dropout is not None or 'dropout' in known:
+        options['dropout'] = dropout
+    if 'style' in known:
+        options['style'] = style
+    elif folded or dtype != 'float32':
+        raise errors.UserError(
+            'model.net',
+            f'dtype {dtype}, folded {folded} with {name}, which takes no style',
+            'float32 and unfolded norms for such a network',
+            'give its factory a field `style`, or use float32 and the exact export.',
+        )
     for option in options:
-        errors.lookup(dict.fromkeys(sorted(known)), option, f'option of {name}')
-    network = factory(num_classes=num_classes, dropout=dropout, style=style, **options)
+        errors.lookup(known, option, f'option of {name}')
+    network = factory(num_classes=num_classes, **options)
     if dsrl is None:
         return network
     return wrap(
@@ -64,13 +114,15 @@ def create(
         scale=scale,
         sssr=sssr,
         sisr=sisr,
-        tap=tap,
+        features=tap,
         style=style,
     )
 
 
 def _import(name):
     path, _, attribute = name.partition(':')
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # as `python -m` does; a console script does not
     try:
         return getattr(importlib.import_module(path), attribute)
     except (ImportError, AttributeError) as problem:

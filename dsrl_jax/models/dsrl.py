@@ -6,7 +6,7 @@ from flax import linen as nn
 
 from dsrl_jax.errors import UserError, lookup
 from dsrl_jax.models import heads
-from dsrl_jax.models.layers import Style
+from dsrl_jax.models.layers import Convention, Style
 
 # Which branches a mode builds: SSSR, SISR, feature transform.
 MODES = {
@@ -27,18 +27,31 @@ def wrap(
     scale: int = 2,
     sssr: Mapping | None = None,
     sisr: Mapping | None = None,
-    tap: str = 'features',
+    features: str = 'features',
+    stride: int | None = None,
     style: Style | None = None,
 ):
-    """DSRL around `module`, any Linen network that returns the dict described in `models`.
+    """DSRL around `module`, any Linen network `(image, train)` that returns a dict of maps.
 
+    It needs `scores` [B, h, w, K] and the map that `features` names, which the affinity loss
+    compares.  `high` (default: that map) feeds the SISR branch, `low` (default: none) is its skip,
+    `resize` (default: half_pixel) says how scores reach the input size.  `stride`: legal heights
+    and widths of the input are multiples of it (default: the module's own `multiple`).
     `sssr` holds head and width, `sisr` activation, skip and trunk (heads.sssr, heads.SISR).
-    Raises UserError for an unknown mode, scale or option.
+    Raises UserError for an unknown mode, scale or option, or a module without a multiple.
     """
     style = style or Style()
     has_sssr, has_sisr, has_transform = lookup(MODES, mode, 'model.dsrl')
     if scale not in (1, 2, 4):
         raise UserError('scale', repr(scale), '1, 2 or 4', 'set scale=2 as in the paper.')
+    stride = stride or getattr(module, 'multiple', None)
+    if stride is None:
+        raise UserError(
+            'wrap',
+            f'a {type(module).__name__} without `multiple`, and no stride',
+            'what heights and widths of its input must be multiples of',
+            'give stride=, or the class an attribute `multiple`.',
+        )
     sssr = _known(sssr, ('head', 'width'), 'sssr')
     sisr = _known(sisr, ('activation', 'skip', 'trunk'), 'sisr')
     return DSRL(
@@ -47,17 +60,19 @@ def wrap(
         sisr=heads.SISR(scale=scale, style=style, **sisr) if has_sisr else None,
         transform=heads.FeatureTransform(style=style) if has_transform else None,
         scale=scale,
-        tap=tap,
+        features=features,
+        multiple=stride,
     )
 
 
 class DSRL(nn.Module):
     """Image [B, H, W, 3] -> the network's dict with `scores` super-resolved; built by `wrap`.
 
-    `scores` [B, h, w, K] and `resize` say how to reach (sH, sW).  With `sr` (None: as `train`)
-    also sr [B, sH, sW, 3], normalised RGB, and where there is a transform seg_feature
-    [B, h', w', 32] and sr_feature [B, H, W, 32], the two maps of the affinity loss.  `tap` names
-    the map of the network that the transform reads.  A branch that is None has no parameters.
+    `scores` [B, h, w, K] and `resize` say how to reach (sH, sW), both over `result_stride` where
+    the network has one (pose heatmaps).  With `sr` (None: as `train`) also sr [B, sH, sW, 3],
+    normalised RGB, and where there is a transform seg_feature [B, h', w', 32] and sr_feature
+    [B, H, W, 32], the two maps of the affinity loss.  `features` names the map of the network that
+    the transform reads.  A branch that is None has no parameters.
     """
 
     network: nn.Module
@@ -65,18 +80,35 @@ class DSRL(nn.Module):
     sisr: nn.Module | None = None
     transform: nn.Module | None = None
     scale: int = 2
-    tap: str = 'features'
+    features: str = 'features'
+    multiple: int = 1  # legal heights and widths of the input are multiples of this
 
     @property
-    def multiple(self):
-        """Legal heights and widths of the input are multiples of this, as for the network."""
-        return self.network.multiple
+    def aux_weight(self):
+        """Weight of the losses of the network's auxiliary classifiers, as in its original."""
+        return getattr(self.network, 'aux_weight', 1.0)
 
     @nn.compact
     def __call__(self, image, train: bool = False, sr: bool | None = None):
         sr = train if sr is None else sr
         height, width = image.shape[1:3]
-        outputs = dict(self.network(image, train=train))
+        outputs = self._complete(dict(self.network(image, train=train)))
+        added = {}
+        if self.sssr is not None:
+            stride = getattr(self.network, 'result_stride', 1)
+            size = (self.scale * height // stride, self.scale * width // stride)
+            added['scores'], added['resize'] = self.sssr(outputs, size, train)
+        if sr and self.sisr is not None:
+            added['sr'], sr_feature = self.sisr(outputs, (height, width), train)
+        if sr and self.transform is not None:
+            added |= {
+                'seg_feature': self.transform(outputs[self.features], train),
+                'sr_feature': sr_feature,
+            }
+        return {**outputs, **added}
+
+    def _complete(self, outputs):
+        """The network's dict with defaults for what it need not name."""
         if 'scores' not in outputs:
             raise UserError(
                 'model.net',
@@ -84,20 +116,11 @@ class DSRL(nn.Module):
                 'a segmentation or pose network',
                 'choose another network, or dsrl=None for this one.',
             )
-        added = {}
-        if self.sssr is not None:
-            size = (self.scale * height, self.scale * width)
-            added['scores'], added['resize'] = self.sssr(outputs, size, train)
-        if sr and self.sisr is not None:
-            added['sr'], sr_feature = self.sisr(outputs, (height, width), train)
-        if sr and self.transform is not None:
-            maps = {name: x for name, x in outputs.items() if getattr(x, 'ndim', 0) == 4}
-            features = lookup(maps, self.tap, 'model.tap')
-            added |= {
-                'seg_feature': self.transform(features, train),
-                'sr_feature': sr_feature,
-            }
-        return {**outputs, **added}
+        if self.sisr is None:
+            return {'resize': Convention('half_pixel'), **outputs}
+        maps = {name: x for name, x in outputs.items() if getattr(x, 'ndim', 0) == 4}
+        features = lookup(maps, self.features, 'model.tap')
+        return {'resize': Convention('half_pixel'), 'high': features, **outputs}
 
 
 def inference_variables(variables: Mapping) -> dict:

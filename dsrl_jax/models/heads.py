@@ -3,6 +3,8 @@
 Sizes come from the maps themselves, so the same modules serve every network and every scale s.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -31,7 +33,7 @@ class OfficialDeconv(nn.Module):
     """Class scores [B, h, w, K] -> [B, sH, sW, K]: x2 blocks of transposed conv, BN, PReLU.
 
     The head of the authors' release: k3 s2 without bias, K -> K, and the last PReLU output is the
-    score map.  Raises UserError where (sH, sW) is not a power of two times (h, w).
+    score map.  A map off the ladder of x2 steps is resized onto it first (`_ladder`).
     """
 
     num_classes: int
@@ -39,8 +41,8 @@ class OfficialDeconv(nn.Module):
 
     @nn.compact
     def __call__(self, outputs, size, train: bool = False):
-        x = outputs['scores']
-        for step in range(_doublings(x, size, 'sssr.head')):
+        x, steps = _ladder(outputs, 'scores', size, 'sssr.head')
+        for step in range(steps):
             x = ConvNorm(
                 self.num_classes,
                 stride=2,
@@ -69,7 +71,7 @@ class DepthwiseDeconv(nn.Module):
     """Class scores [B, h, w, K] -> [B, sH, sW, K]: x2 transposed convs, one 3x3 filter a class.
 
     Starts as bilinear enlargement; linear, so scores keep their sign.  Costs 1/K of
-    `official_deconv`.  Raises UserError where (sH, sW) is not a power of two times (h, w).
+    `official_deconv`.
     """
 
     num_classes: int
@@ -77,8 +79,8 @@ class DepthwiseDeconv(nn.Module):
 
     @nn.compact
     def __call__(self, outputs, size, train: bool = False):
-        x = outputs['scores']
-        for step in range(_doublings(x, size, 'sssr.head')):
+        x, steps = _ladder(outputs, 'scores', size, 'sssr.head')
+        for step in range(steps):
             x = ConvTranspose(
                 self.num_classes,
                 groups=self.num_classes,
@@ -93,8 +95,7 @@ class DeconvFeatures(nn.Module):
     """Decoder features [B, h, w, C] -> class scores [B, sH, sW, K], the paper's wording (3.2).
 
     x2 blocks of transposed conv to `width`, BN, ReLU, then a 1x1 classifier with bias; the
-    network's own classifier is not used.  Raises UserError where (sH, sW) is not a power of two
-    times (h, w).
+    network's own classifier is not used.
     """
 
     num_classes: int
@@ -103,8 +104,8 @@ class DeconvFeatures(nn.Module):
 
     @nn.compact
     def __call__(self, outputs, size, train: bool = False):
-        x = outputs['features']
-        for step in range(_doublings(x, size, 'sssr.head')):
+        x, steps = _ladder(outputs, 'features', size, 'sssr.head')
+        for step in range(steps):
             x = ConvNorm(
                 self.width,
                 stride=2,
@@ -145,8 +146,8 @@ class SISR(nn.Module):
     sr [B, sH, sW, 3] is the normalised RGB large view (last layer linear), sr_feature
     [B, H, W, 32] the map before it.  A narrow decoder climbs from `high` to the input size (H, W)
     by sub-pixel steps that halve the width down to 16, joined by a thin projection of `low` at
-    its own size when `skip`; then the three layers of ESPCN (5x5-64, 3x3-32, 3x3-3ss).
-    Raises UserError where (H, W) is not a power of two times (h, w), or `low` is on no step.
+    its own size when `skip` and there is a `low`; then the three layers of ESPCN (5x5-64, 3x3-32,
+    3x3-3ss).  `high` and `low` are resized bilinearly where their size is not on a step.
     """
 
     scale: int = 2
@@ -157,26 +158,26 @@ class SISR(nn.Module):
 
     @nn.compact
     def __call__(self, outputs, size, train: bool = False):
-        x, low = outputs['high'], outputs['low'] if self.skip else None
-        steps = _doublings(x, size, 'the map `high` under the SISR branch')
+        # Fewer steps, from a larger map, where the size cannot be halved as often.
+        steps = _steps(outputs, 'high', size, 'the SISR branch')
+        while any(n % 2**steps for n in size):
+            steps -= 1
+        x = _fit(outputs, 'high', _divided(size, steps))
+        joining = None
+        if self.skip and outputs.get('low') is not None:
+            # A `low` no finer than the start joins there.
+            joining = max(0, steps - _steps(outputs, 'low', size, 'sisr.skip'))
+            low = _fit(outputs, 'low', _divided(size, steps - joining))
         x = self._block(self.trunk, 1, 'reduce')(x, train)
         x = self._block(self.trunk, 3, 'trunk')(x, train)
-        joined = not self.skip
         for step in range(steps + 1):
-            if not joined and x.shape[1:3] == low.shape[1:3]:
+            if step == joining:
                 thin = self._block(_SKIP_WIDTH, 1, 'skip')(low, train)
-                x, joined = jnp.concatenate([x, thin], axis=-1), True
+                x = jnp.concatenate([x, thin], axis=-1)
             if step < steps:
                 width = max(_DECODER_FLOOR, self.trunk >> (step + 1))
                 x = self._block(4 * width, 3, f'up{step}')(x, train)
                 x = convolution.depth_to_space(x, 2)
-        if not joined:
-            raise UserError(
-                'sisr.skip',
-                f'map `low` of size {low.shape[1:3]}',
-                f'the size of `high` {outputs["high"].shape[1:3]} times 1, 2, 4, ...',
-                'set sisr.skip=False.',
-            )
         return self._espcn(x)
 
     def _espcn(self, x):
@@ -215,18 +216,47 @@ class FeatureTransform(nn.Module):
 _ACTIVATIONS = {'tanh': jnp.tanh, 'relu': jax.nn.relu}
 
 
-def _doublings(x, size, where):
-    """How many x2 steps lead from the map x [B, h, w, C] to `size` = (height, width)."""
-    (h, w), (height, width) = x.shape[1:3], size
-    factor = height // h
-    if factor < 1 or factor & (factor - 1) or (h * factor, w * factor) != (height, width):
+def _ladder(outputs, name, size, where):
+    """The map `name` of outputs, [B, h, w, C], and how many x2 steps lead from it to `size`.
+
+    A map that is not exactly that much smaller (an odd one of a pyramid that rounds up, say) is
+    resized bilinearly, by the network's own convention.
+    """
+    steps = _steps(outputs, name, size, where)
+    if any(n % 2**steps for n in size):
         raise UserError(
             where,
-            f'a map of {h}x{w} to bring to {height}x{width}',
-            'the same power of two along both axes',
-            'choose another input size or network, or sssr.head=bilinear for the SSSR head.',
+            f'an output of {size[0]}x{size[1]}',
+            f'a height and width that {2**steps} divides, for its {steps} steps',
+            'choose another input size, or sssr.head=bilinear.',
         )
-    return factor.bit_length() - 1
+    return _fit(outputs, name, _divided(size, steps)), steps
+
+
+def _steps(outputs, name, size, where):
+    """How many x2 steps lie between a map and `size`, to the nearest; the same along both axes."""
+    shape = outputs[name].shape[1:3]
+    steps = {round(math.log2(n / m)) for n, m in zip(size, shape)}
+    found = steps.pop()
+    if steps or found < 0:
+        raise UserError(
+            where,
+            f'a map `{name}` of {shape[0]}x{shape[1]} to bring to {size[0]}x{size[1]}',
+            'about the same power of two along both axes',
+            'choose another network, or sssr.head=bilinear and sisr.skip=False.',
+        )
+    return found
+
+
+def _divided(size, steps):
+    return tuple(n >> steps for n in size)
+
+
+def _fit(outputs, name, size):
+    x = outputs[name]
+    if x.shape[1:3] == size:
+        return x
+    return resize.bilinear(x, size, convention=outputs['resize'])
 
 
 def _bilinear_kernel(key, shape, dtype=jnp.float32):

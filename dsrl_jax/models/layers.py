@@ -2,12 +2,11 @@
 
 A convolution keeps `kernel` [kh, kw, Ci/groups, Co] (transposed: [kh, kw, Ci, Co/groups]) and
 `bias` [Co]; a norm keeps `scale`, `bias` [C] and the statistics `mean`, `var` [C].  Sibling
-children called `conv` and `norm` always mean "norm directly after conv": `fold` relies on it.
+children called `conv` and `norm` always mean "norm directly after conv": `folding` relies on it.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,9 +15,15 @@ from flax import linen as nn
 
 from dsrl_jax.errors import UserError
 from dsrl_jax.ops import convolution
+from dsrl_jax.ops.elementwise import normalise, prelu, row
 
 # Normal with std sqrt(2 / (Co kh kw)): torch's kaiming normal, fan_out; groups are not divided.
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+he_fan_in = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
+# torch's default for convolutions and linear layers: uniform within 1 / sqrt(fan_in).
+torch_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+# Of a transposed convolution torch counts the outputs as its fan.
+torch_uniform_transposed = nn.initializers.variance_scaling(1 / 3, 'fan_out', 'uniform')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +130,7 @@ class BatchNorm(nn.Module):
         wide = jnp.promote_types(x.dtype, jnp.float32)
         scale, bias = scale.astype(wide), bias.astype(wide)
         if self.style.folded:
-            return (x * _row(scale, x) + _row(bias, x)).astype(self.style.dtype)
+            return (x * row(scale, x) + row(bias, x)).astype(self.style.dtype)
         if self.absolute:
             scale = jnp.abs(scale) + self.epsilon
         kept_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,), jnp.float32)
@@ -133,8 +138,8 @@ class BatchNorm(nn.Module):
         mean, var = kept_mean.value.astype(wide), kept_var.value.astype(wide)
         if not train:
             gain = scale * jax.lax.rsqrt(var + self.epsilon)
-            return ((x - _row(mean, x)) * _row(gain, x) + _row(bias, x)).astype(self.style.dtype)
-        y, mean, var = _normalise(x, scale, bias, mean, self.epsilon)
+            return ((x - row(mean, x)) * row(gain, x) + row(bias, x)).astype(self.style.dtype)
+        y, mean, var = normalise(x, scale, bias, mean, self.epsilon)
         if not self.is_initializing():
             n = x.size // channels
             self._keep(kept_mean, mean)
@@ -159,7 +164,7 @@ class PReLU(nn.Module):
     def __call__(self, x, train: bool = False):
         shape = (1 if self.shared else x.shape[-1],)
         slope = self.param('slope', nn.initializers.constant(0.25), shape, jnp.float32)
-        return _prelu(x, slope.astype(x.dtype))
+        return prelu(x, slope.astype(x.dtype))
 
 
 class Dropout(nn.Module):
@@ -259,109 +264,6 @@ def check_size(image, multiple: int) -> None:
         )
 
 
-def norms(module: nn.Module, *inputs) -> dict[tuple[str, ...], tuple[float, bool]]:
-    """{path: (epsilon, absolute)} of every batch norm in `module`, traced on `inputs` shapes."""
-    found = {}
-
-    def note(call, args, kwargs, context):
-        norm = context.module
-        if isinstance(norm, BatchNorm):
-            found[norm.path] = (norm.epsilon, norm.absolute)
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(note):
-        jax.eval_shape(module.init, jax.random.key(0), *inputs)
-    return found
-
-
-def fold(variables: Mapping, norms: Mapping[tuple[str, ...], tuple[float, bool]]) -> dict:
-    """Variables of the same module with `folded=True`: norms merged into their convolutions.
-
-    Every sibling pair conv, norm becomes one convolution with a bias; a lone norm becomes an
-    affine map.  `norms` are those of the unfolded module: see the function of that name.
-    """
-    stats = variables.get('batch_stats', {})
-    return {'params': _fold(variables['params'], stats, norms, ()), 'batch_stats': {}}
-
-
-def _fold(params, stats, norms, path):
-    if 'mean' in stats and 'scale' in params:
-        epsilon, absolute = norms[path]
-        scale = jnp.abs(params['scale']) + epsilon if absolute else params['scale']
-        gain = scale / jnp.sqrt(stats['var'] + epsilon)
-        return {'scale': gain, 'bias': params['bias'] - stats['mean'] * gain}
-    out = {
-        name: _fold(child, stats.get(name, {}), norms, (*path, name))
-        if isinstance(child, Mapping)
-        else child
-        for name, child in params.items()
-    }
-    if 'conv' in out and 'norm' in out:
-        gain, shift = out['norm']['scale'], out.pop('norm')['bias']
-        kernel = out['conv']['kernel']
-        # A grouped transposed kernel holds Co/groups columns: each input row sees its own group.
-        gains = gain.reshape(-1, kernel.shape[-1])
-        gains = jnp.repeat(gains, kernel.shape[-2] // gains.shape[0], axis=0)
-        bias = out['conv'].get('bias', jnp.zeros_like(shift)) * gain + shift
-        out['conv'] = {'kernel': kernel * gains[None, None], 'bias': bias}
-    return out
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _normalise(x, scale, bias, shift, epsilon):
-    """Batch norm in training: y, and the mean and biased variance over all but the last axis.
-
-    Var = E[(x-s)^2] - (E[x]-s)^2 reads x once; the running mean s keeps the difference from
-    cancelling. The gradient is the closed form, in one more pass; mean and variance carry none.
-    """
-    return _normalise_forward(x, scale, bias, shift, epsilon)[0]
-
-
-def _normalise_forward(x, scale, bias, shift, epsilon):
-    centered = x.astype(scale.dtype) - _row(shift, x)
-    means = convolution.pixel_sums(centered, centered * centered) / (x.size // x.shape[-1])
-    var = jnp.maximum(means[1] - means[0] * means[0], 0)
-    inverse = jax.lax.rsqrt(var + epsilon)
-    y = (centered - _row(means[0], x)) * _row(scale * inverse, x) + _row(bias, x)
-    mean = means[0] + shift
-    return (y, mean, var), (x, scale, mean, inverse)
-
-
-def _normalise_backward(epsilon, kept, cotangents):
-    x, scale, mean, inverse = kept
-    dy, n = cotangents[0], x.size // x.shape[-1]
-    unit = (x.astype(scale.dtype) - _row(mean, x)) * _row(inverse, x)
-    sums = convolution.pixel_sums(dy, dy * unit)
-    centre, slope = sums / n
-    dx = (dy - _row(centre, x) - unit * _row(slope, x)) * _row(scale * inverse, x)
-    return dx.astype(x.dtype), sums[1], sums[0], jnp.zeros_like(mean)
-
-
-_normalise.defvjp(_normalise_forward, _normalise_backward)
-
-
-@jax.custom_vjp
-def _prelu(x, slope):
-    """x where x > 0, else slope * x. The plain gradient is the same in three times the programs."""
-    return jnp.where(x > 0, x, x * _row(slope, x))
-
-
-def _prelu_forward(x, slope):
-    return _prelu(x, slope), (x, slope)
-
-
-def _prelu_backward(kept, dy):
-    x, slope = kept
-    negative = jnp.minimum(x, 0).astype(jnp.promote_types(x.dtype, jnp.float32))
-    dslope = convolution.pixel_sums(negative * dy.astype(negative.dtype))[0]
-    if slope.size == 1:
-        dslope = jnp.sum(dslope, keepdims=True)
-    return jnp.where(x > 0, dy, dy * _row(slope, x)), dslope.astype(slope.dtype)
-
-
-_prelu.defvjp(_prelu_forward, _prelu_backward)
-
-
 def _norm(block):
     """The batch norm of a ConvNorm or NormAct."""
     return BatchNorm(
@@ -393,12 +295,7 @@ ACTIVATIONS = {
 
 def _add_bias(module, y):
     bias = module.param('bias', nn.initializers.zeros, (module.features,), jnp.float32)
-    return y + _row(bias.astype(y.dtype), y)
-
-
-def _row(vector, like):
-    """[C] -> [1, ..., 1, C] with the rank of `like`: no implicit rank promotion."""
-    return vector.reshape((1,) * (like.ndim - 1) + (-1,))
+    return y + row(bias.astype(y.dtype), y)
 
 
 def _pair(value):

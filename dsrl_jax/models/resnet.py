@@ -27,8 +27,8 @@ class ResNet(nn.Module):
     `output_stride` 8, 16 or 32 is c5's; a layer that keeps its size dilates its 3x3 convolutions
     instead, in every block, or from the second on with the first as in the layer before
     (`dilate_first` False: torchvision).  `multi_grid` multiplies the dilations of layer4's blocks.
-    `stem` is one 7x7 convolution (`conv7`) or three 3x3 (`deep`).  `ceil_mode` rounds the max pool's size
-    up.  `width` scales all channels; `absolute` is the norms' (see layers.BatchNorm).
+    `stem` is one 7x7 convolution (`conv7`) or three 3x3 (`deep`).  `ceil_mode` rounds the max
+    pool's size up.  `width` scales all channels; `absolute` is the norms' (see layers.BatchNorm).
     """
 
     depth: int = 101

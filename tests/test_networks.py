@@ -1,0 +1,146 @@
+"""What every network must do, whatever its layers: the contract, DSRL around it, one training step.
+
+Values are the golden sets' business (test_golden).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from dsrl_jax import config as configs
+from dsrl_jax import inference, losses, models, optimizer, pretrained, state, step
+from dsrl_jax.foreign import ENCODER, TABLES
+from dsrl_jax.models import dsrl
+
+CLASSIFIERS = ('espnetv2_classifier', 'efficientnet_lite0', 'resnet18', 'resnet50', 'resnet101')
+NETWORKS = [name for name in models.NETWORKS if name not in CLASSIFIERS]
+# The same graph as a smaller sibling's: traced, not trained.
+SIBLINGS = {'hrnet_w48': 'hrnet_w32', 'espnet': 'espnet_c'}
+# Parameters that no loss reaches, because the original never uses them.
+UNUSED = {
+    'espnetv2': {f'encoder/level{i}_0/eesp/module_act/slope' for i in (2, 3, 4)},
+    'espnetv2_old': {f'encoder/level{i}_0/eesp/module_act/slope' for i in (2, 3, 4)},
+    'erfnet': {'encoder_classifier/kernel', 'encoder_classifier/bias'},
+}
+CLASSES, SCALE = 4, 2
+
+
+@functools.cache
+def shapes(name, size, mode=None):
+    """(outputs, variables) of a network, of `size`, in training; nothing runs."""
+    module = models.create(name, num_classes=CLASSES, dsrl=mode)
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    return jax.eval_shape(
+        functools.partial(module.init_with_output, train=True), jax.random.key(0), image
+    )
+
+
+def smallest(name):
+    """A small legal size that is no square and no power of two in one direction."""
+    unit = max(32, models.create(name, num_classes=CLASSES).multiple)
+    return (unit, 3 * unit)
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_the_dict_of_maps_and_their_strides(name):
+    size = smallest(name)
+    module = models.create(name, num_classes=CLASSES)
+    outputs, variables = shapes(name, size)
+    wanted = {'scores': module.score_stride, 'features': module.feature_stride}
+    for key, stride in wanted.items():
+        for n, m in zip(size, outputs[key].shape[1:3]):
+            assert abs(n / stride - m) <= 1, (key, outputs[key].shape)  # some pyramids round up
+    assert outputs['scores'].shape[-1] == CLASSES
+    for key in ('low', 'high'):
+        assert outputs[key].ndim == 4
+    assert np.prod(outputs['high'].shape[1:3]) <= np.prod(outputs['low'].shape[1:3])
+    assert outputs['resize'] in ('align_corners', 'half_pixel')
+    for aux in outputs.get('aux', {}).values():
+        assert aux.shape[-1] == CLASSES and module.aux_weight > 0
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+
+
+@pytest.mark.parametrize('name', models.NETWORKS)
+def test_names_of_weights_are_known_one_to_one(name):
+    for variant, table in TABLES[name].items():
+        options = {'variant': variant} if variant else {}
+        module = models.create(name, num_classes=CLASSES, **options)
+        leaves = pretrained._leaves(module)
+        keys = pretrained._keys(leaves, table)
+        assert len(set(keys.values())) == len(leaves)
+        assert table.classes in keys.values()
+        if table.backbone:
+            encoder = [place for place in leaves if place[1] == ENCODER]
+            keys = pretrained._keys(encoder, pretrained.find_table(table.backbone))
+            assert encoder and len(set(keys.values())) == len(encoder)
+            backbone = pretrained._leaves(models.create(table.backbone, num_classes=CLASSES))
+            same = set(encoder).intersection(backbone)
+            assert len(same) > 0.9 * len(encoder)  # all, but for a deep stem
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_dsrl_around_it(name):
+    size = smallest(name)
+    large = tuple(SCALE * n for n in size)
+    plain, inner = shapes(name, size)
+    outputs, variables = shapes(name, size, 'full')
+    module = models.create(name, num_classes=CLASSES)
+    stride = getattr(module, 'result_stride', 1)
+    assert outputs['scores'].shape == (1, large[0] // stride, large[1] // stride, CLASSES)
+    assert outputs['sr'].shape == (1, *large, 3)
+    assert outputs['seg_feature'].shape == (*plain['features'].shape[:3], 32)
+    assert outputs['sr_feature'].shape == (1, *size, 32)
+    assert set(variables['params']) == set(dsrl.BRANCHES)
+    assert variables['params']['network'] == inner['params']
+    kept = dsrl.inference_variables(variables)
+    assert set(kept['params']) == set(dsrl.INFERENCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [n for n in NETWORKS if n not in SIBLINGS])
+def test_one_step_of_dsrl_moves_every_leaf_that_has_a_gradient(name):
+    config = configs.base()
+    config.model.update(net=name, dsrl='full', dropout=0.0)
+    config.data.size = tuple(SCALE * n for n in smallest(name))
+    config.optimizer.update(name='adam', lr=1e-3, weight_decay=0.0)
+    config.fa.grid = 16
+    network = inference.build_network(config, CLASSES)
+    shapes = inference.abstract_variables(network, config)
+    variables = filled(shapes)
+    tx, schedule = optimizer.make_optimizer(config.optimizer, variables['params'], 10)
+    loss = losses.make_loss(config, aux_weight=network.aux_weight)
+    train = jax.jit(step.make_train_step(network, tx, loss, config, schedule))
+    rng = np.random.default_rng(1)
+    batch = {
+        'target': rng.integers(0, 256, (2, *config.data.size, 3), np.uint8),
+        'label': rng.integers(0, CLASSES, (2, *config.data.size)).astype(np.uint8),
+        'mask': np.ones((2, *config.data.size), bool),
+    }
+    after, scalars = train(state.create(variables, tx), batch)
+    assert all(np.isfinite(value) for value in scalars.values()), scalars
+    terms = {'ce', 'mse', 'fa'} | ({'aux'} if hasattr(network.network, 'aux_weight') else set())
+    assert terms <= set(scalars)
+    before, after = (
+        traverse_util.flatten_dict(tree, sep='/') for tree in (variables['params'], after.params)
+    )
+    still = {path for path in before if np.array_equal(before[path], after[path])}
+    assert still == {f'network/{path}' for path in UNUSED.get(name, ())}
+
+
+def filled(shapes):
+    """Random numpy leaves of the usual sizes: no random keys to compile, activations near 1."""
+    rng = np.random.default_rng(0)
+
+    def fill(path, leaf):
+        if path[-1].key == 'kernel':
+            spread = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+            return (spread * rng.standard_normal(leaf.shape, np.float32)).astype(np.float32)
+        if path[-1].key in ('bias', 'mean'):
+            return rng.normal(0, 0.1, leaf.shape).astype(np.float32)
+        return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+
+    return jax.tree.map_with_path(fill, shapes)
