@@ -19,6 +19,7 @@ CHOICES = {
     'model.dtype': ('float32', 'bfloat16'),
     'model.conv_impl': ('auto', 'lax', 'shift', 's2b'),
     'data.eval_fit': ('pad', 'resize'),
+    'data.order': ('rgb', 'bgr'),
     'ce.labels': ('target', 'input'),
     'mse.reduction': ('mean', 'channel_sum'),
     'fa.sampling': ('pool8', 'grid8', 'random_pixels', 'random_rows', 'local', 'exact'),
@@ -50,8 +51,9 @@ def base() -> ml_collections.ConfigDict:
             'flip': True,
             'color': 0.0,  # strength of brightness, contrast and saturation jitter
             'fill': (124, 116, 104),  # colour of padded pixels: the mean, zero after normalisation
-            'mean': (0.485, 0.456, 0.406),  # of RGB in 0..1
+            'mean': (0.485, 0.456, 0.406),  # of 0..1, in the order of the network's channels
             'std': (0.229, 0.224, 0.225),
+            'order': 'rgb',  # of the network's channels: rgb or bgr
             'batch_size': 16,
             'eval_batch_size': 8,
             'workers': 2,  # loader processes; 0 reads in this process

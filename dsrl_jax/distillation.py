@@ -73,10 +73,10 @@ def make_guide(teacher: inference.Model, config) -> Callable:
     gradient. The teacher sees the student's small input or (`kd.input='view'`) the large view,
     normalised as in its own training.
     """
-    factor, data = _factor(config), teacher.config.data
+    factor = _factor(config)
 
     def guide(variables: dict, target: jax.Array) -> dict:
-        image = resize.small_input(target, factor, data.mean, data.std)
+        image = resize.small_input(target, factor, teacher.config.data)
         outputs = teacher.network.apply(variables, image, train=False)
         return lax.stop_gradient({name: outputs[name] for name in ('scores', 'features', 'resize')})
 

@@ -82,8 +82,7 @@ def compare(network, variables, other, other_variables, model, target) -> dict:
 
     def scores(module):
         def run(variables, target):
-            data = config.data
-            image = resize.small_input(target, config.scale, data.mean, data.std)
+            image = resize.small_input(target, config.scale, config.data)
             outputs = module.apply(variables, image, train=False)
             return outputs['scores'].astype(jnp.float32)
 

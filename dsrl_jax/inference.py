@@ -105,12 +105,12 @@ def super_resolve(model: Model, variables: dict, image: np.ndarray):
     uint8 [H,W,3] -> two uint8 [sH,sW,3], at the large view's size; `variables` hold all branches.
     """
     config = model.config
-    mean, std = (np.asarray(v, np.float32) for v in (config.data.mean, config.data.std))
     target = model._fit(image)['target'][None]
-    small = resize.small_input(target, config.scale, config.data.mean, config.data.std)
+    small = resize.small_input(target, config.scale, config.data)
     run = jax.jit(lambda v, x: model.network.apply(v, x, train=False, sr=True)['sr'])
-    found = (np.asarray(run(variables, small)), np.asarray(bicubic(small, config.scale)))
-    return tuple(np.uint8(np.round(255 * np.clip(x[0] * std + mean, 0, 1))) for x in found)
+    found = (run(variables, small), bicubic(small, config.scale))
+    pictures = (np.asarray(resize.denormalise(x, config.data))[0] for x in found)
+    return tuple(np.uint8(np.round(255 * picture)) for picture in pictures)
 
 
 def build_network(config, classes: int, *, folded: bool = False, conv_impl: str | None = None):
@@ -135,11 +135,10 @@ def build_network(config, classes: int, *, folded: bool = False, conv_impl: str 
 
 def label_function(network, config, classes: int):
     """`labels(variables, target)`: uint8 large view [B,sH,sW,3] -> class map [B,sH,sW]."""
-    mean, std = config.data.mean, config.data.std
     competing = config.eval.classes or classes
 
     def labels(variables, target):
-        image = resize.small_input(target, config.scale, mean, std)
+        image = resize.small_input(target, config.scale, config.data)
         outputs = network.apply(variables, image, train=False)
         return arg_max(
             outputs['scores'],

@@ -18,9 +18,7 @@ SEGNET_CAMVID = (
 )
 
 
-def make_loss(
-    config, class_weights: np.ndarray | None = None, aux_weight: float = 1.0
-) -> Callable:
+def make_loss(config, class_weights: np.ndarray | None = None, aux_weight: float = 1.0) -> Callable:
     """`loss(outputs, batch, *, step, key) -> {'ce', 'mse', 'fa', ..., 'total'}`, float32 scalars.
 
     `batch` holds `view` [B,sH,sW,3] (the normalised large view), `label` [B,sH,sW] and `mask`

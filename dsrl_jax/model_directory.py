@@ -84,7 +84,8 @@ def card(saved: dict, spent: dict, report: dict) -> str:
         ),
         (
             'normalisation',
-            f'RGB in 0..1, mean {config["data"]["mean"]}, std {config["data"]["std"]}',
+            f'{config["data"]["order"].upper()} in 0..1, mean {config["data"]["mean"]}, '
+            f'std {config["data"]["std"]}',
         ),
         ('gives', f'class index [b, {height}, {width}]'),
         ('classes', ', '.join(saved['classes'])),

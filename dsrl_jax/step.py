@@ -30,8 +30,8 @@ def make_train_step(
 
     def train_step(current: state.TrainState, batch: dict, teacher: dict | None = None):
         dropout, sampling = jax.random.split(jax.random.fold_in(root, current.step))
-        view = resize.normalise(batch['target'], config.data.mean, config.data.std)
-        image = resize.small_input(batch['target'], config.scale, config.data.mean, config.data.std)
+        view = resize.normalise(batch['target'], config.data)
+        image = resize.small_input(batch['target'], config.scale, config.data)
         seen = {**batch, 'view': view}
         if guide is not None:
             seen['teacher'] = guide(teacher, batch['target'])
@@ -80,11 +80,10 @@ def make_eval_step(model: nn.Module, config, num_classes: int, *, sr: bool) -> C
     label. With `sr` the output also holds the SR image `sr` [B,sH,sW,3] in 0..1 and the sums of
     PSNR and SSIM of it (`quality`) and of bicubic enlargement (`bicubic_quality`).
     """
-    mean, std = config.data.mean, config.data.std
     competing = config.eval.classes or num_classes
 
     def eval_step(variables: dict, batch: dict) -> dict:
-        image = resize.small_input(batch['target'], config.scale, mean, std)
+        image = resize.small_input(batch['target'], config.scale, config.data)
         outputs = model.apply(variables, image, train=False, sr=sr)
         size = batch['target'].shape[1:3]
         prediction = label_map(
@@ -101,10 +100,10 @@ def make_eval_step(model: nn.Module, config, num_classes: int, *, sr: bool) -> C
             ),
         }
         if sr:
-            large = resize.normalise(batch['target'], (0, 0, 0), (1, 1, 1))
+            large = resize.normalise(batch['target'], resize.Color((0, 0, 0), (1, 1, 1)))
             small = resize.shrink(large, config.scale)
             for name, value in (
-                ('', _to_rgb(outputs['sr'], mean, std)),
+                ('', resize.denormalise(outputs['sr'], config.data)),
                 ('bicubic_', jnp.clip(metrics.bicubic(small, config.scale), 0, 1)),
             ):
                 result[f'{name}quality'] = metrics.ImageQuality.from_model_output(
@@ -157,10 +156,3 @@ def _inside(batch: dict) -> jax.Array:
     rows = jnp.arange(height)[None] < batch['size'][:, :1]
     columns = jnp.arange(width)[None] < batch['size'][:, 1:]
     return rows[:, :, None] & columns[:, None, :] & batch['valid'][:, None, None]
-
-
-def _to_rgb(x: jax.Array, mean, std) -> jax.Array:
-    """Undo the normalisation of [B,H,W,3] and clip to 0..1."""
-    shape = (1, 1, 1, 3)
-    scaled = x.astype(jnp.float32) * jnp.asarray(std, jnp.float32).reshape(shape)
-    return jnp.clip(scaled + jnp.asarray(mean, jnp.float32).reshape(shape), 0, 1)

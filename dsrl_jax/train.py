@@ -39,7 +39,7 @@ TERMINATED = 143  # 128 + SIGTERM: what a scheduler expects of a job it stopped
 RESUME_KEYS = (
     *('seed', 'scale', 'model', 'sssr', 'sisr', 'ce', 'mse', 'fa', 'kd', 'optimizer', 'ema'),
     *('steps', 'epochs', 'data.name', 'data.train_split', 'data.batch_size', 'data.size'),
-    *('data.scale_range', 'data.flip', 'data.color', 'data.mean', 'data.std'),
+    *('data.scale_range', 'data.flip', 'data.color', 'data.mean', 'data.std', 'data.order'),
 )
 
 

@@ -171,7 +171,7 @@ def test_the_teacher_sees_its_own_normalisation_of_the_stated_input(teacher, see
     target = np.random.default_rng(0).integers(0, 256, (1, 16, 32, 3)).astype(np.uint8)
     found = distillation.make_guide(model, config)(model.variables, target)
     factor = config.scale if seen == 'small' else 1
-    image = resize.small_input(target, factor, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    image = resize.small_input(target, factor, resize.Color((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
     expected = model.network.apply(model.variables, image, train=False)
     for name in ('scores', 'features'):
         assert found[name].dtype == jnp.bfloat16

@@ -139,7 +139,8 @@ def test_shrink_of_one_pixel_and_of_factor_one():
 def test_small_input_is_the_shrunk_view_normalised():
     target = np.random.default_rng(2).integers(0, 256, (2, 8, 12, 3), np.uint8)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    got = resize.small_input(jnp.asarray(target), 2, mean, std)
+    color = resize.Color(mean, std)
+    got = resize.small_input(jnp.asarray(target), 2, color)
     assert got.shape == (2, 4, 6, 3) and got.dtype == jnp.float32
     for b in range(2):
         for c in range(3):
@@ -147,8 +148,19 @@ def test_small_input_is_the_shrunk_view_normalised():
             small = np.asarray(image.resize((6, 4), Image.Resampling.BILINEAR))
             want = (small / 255 - mean[c]) / std[c]
             np.testing.assert_allclose(got[b, ..., c], want, rtol=1e-4, atol=1e-4)
-    same = resize.small_input(jnp.asarray(target), 1, mean, std)
-    np.testing.assert_array_equal(same, resize.normalise(jnp.asarray(target), mean, std))
+    same = resize.small_input(jnp.asarray(target), 1, color)
+    np.testing.assert_array_equal(same, resize.normalise(jnp.asarray(target), color))
+    bgr = resize.small_input(jnp.asarray(target[..., ::-1]), 2, color._replace(order='bgr'))
+    np.testing.assert_array_equal(bgr, got)
+
+
+@pytest.mark.parametrize('order', ['rgb', 'bgr'])
+def test_denormalise_gives_the_picture_back(order):
+    image = np.random.default_rng(2).integers(0, 256, (1, 4, 6, 3), np.uint8)
+    color = resize.Color((0.1, 0.2, 0.3), (0.5, 0.6, 0.7), order)
+    x = resize.normalise(jnp.asarray(image), color)
+    np.testing.assert_allclose(resize.denormalise(x, color), image / 255, atol=1e-6)
+    assert float(resize.denormalise(10 * x, color).max()) == 1.0
 
 
 @pytest.mark.parametrize('window, stride, padding', [(3, 2, 1), (2, 2, 0), (3, 1, 1), (5, 3, 2)])

@@ -35,8 +35,6 @@ _EIGHT = (
     ('asymmetric', 1),
     ('dilated', 16),
 )
-# Of a transposed convolution torch takes the fan of the outputs for that of the inputs.
-torch_uniform_transposed = nn.initializers.variance_scaling(1 / 3, 'fan_out', 'uniform')
 # The encoder's activations have one slope each, for all channels.
 _SLOPE, _RELU = 'prelu_shared', 'relu'
 

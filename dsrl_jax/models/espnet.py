@@ -28,8 +28,6 @@ from dsrl_jax.ops import resize
 SKIPS = {'train': 'b1', 'test': 'level1'}
 _DILATIONS = (1, 2, 4, 8, 16)
 _EPSILON = 1e-3
-# Of a transposed convolution torch takes the fan of the outputs for that of the inputs.
-torch_uniform_transposed = nn.initializers.variance_scaling(1 / 3, 'fan_out', 'uniform')
 
 
 class ESPNet(nn.Module):

@@ -5,6 +5,7 @@ All bodies run in `jax.named_scope('resize')` or `('pool')`: the MAC counter lea
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,19 +66,43 @@ def shrink(x, factor):
         return _along_both(x, (x.shape[1] // factor, x.shape[2] // factor), _triangle)
 
 
-def small_input(target, factor, mean, std):
+class Color(NamedTuple):
+    """How a network wants its pixels; `config.data`, which has these fields too, serves as one."""
+
+    mean: tuple[float, ...]  # of 0..1, in the order of the channels
+    std: tuple[float, ...]
+    order: str = 'rgb'  # or 'bgr'
+
+
+def small_input(target, factor, color):
     """The network's input from the large view: uint8 [B, sH, sW, 3] -> float32 [B, H, W, 3].
 
-    Shrunk by the factor, scaled to 0..1, then (x - mean)/std with mean and std [3] of 0..1.
+    The RGB view is shrunk by the factor, then normalised as `color` (Color) says.
     """
-    return normalise(shrink(target.astype(jnp.float32), factor), mean, std)
+    return normalise(shrink(target.astype(jnp.float32), factor), color)
 
 
-def normalise(image, mean, std):
-    """(image/255 - mean)/std: [B, H, W, 3] of 0..255 (uint8 or float) -> float32 [B, H, W, 3]."""
-    mean = np.asarray(mean, np.float32).reshape(1, 1, 1, -1)
-    std = np.asarray(std, np.float32).reshape(1, 1, 1, -1)
-    return (image.astype(jnp.float32) / 255 - mean) / std
+def normalise(image, color):
+    """(image/255 - mean)/std: RGB [B, H, W, 3] of 0..255 (uint8 or float) -> float32 [B, H, W, 3].
+
+    The channels come out in the order of `color` (Color).
+    """
+    mean, std = _color(color)
+    return (_ordered(image, color).astype(jnp.float32) / 255 - mean) / std
+
+
+def denormalise(x, color):
+    """The inverse of `normalise`, clipped: [B, H, W, 3] -> RGB of 0..1, float32."""
+    mean, std = _color(color)
+    return _ordered(jnp.clip(x.astype(jnp.float32) * std + mean, 0, 1), color)
+
+
+def _color(color):
+    return (np.asarray(v, np.float32).reshape(1, 1, 1, -1) for v in (color.mean, color.std))
+
+
+def _ordered(image, color):
+    return image[..., ::-1] if color.order == 'bgr' else image
 
 
 def avg_pool(x, window, stride, padding=0):
