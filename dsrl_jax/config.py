@@ -137,7 +137,9 @@ def base() -> ml_collections.ConfigDict:
         {
             'every': 0,  # steps between evaluations; 0: at the end alone
             'resize': 'labels',  # how the map reaches the label's size: nearest, or bilinear scores
-            'classes': 0,  # arg-max over the first outputs; 0: over the data set's classes
+            # Arg-max over so many outputs; 0: over the data set's classes. One more that wins (a
+            # background) is a miss of the true class.
+            'classes': 0,
             'pictures': 4,  # overlays and worst images written as PNG
         }
     )

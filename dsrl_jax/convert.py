@@ -1,4 +1,7 @@
-"""`dsrl convert`: weights of another project become a model directory, ready to predict."""
+"""`dsrl convert`: weights of another project become a model directory, ready to predict.
+
+`from_torch` and `to_torch` are the same from Python, without a directory.
+"""
 
 import colorsys
 import pathlib
@@ -11,9 +14,46 @@ from dsrl_jax.data.folder import read_classes
 from dsrl_jax.data.palettes import PALETTES
 from dsrl_jax.errors import UserError, lookup, one_of
 from dsrl_jax.foreign import TABLES
+from dsrl_jax.pretrained import from_torch, to_torch
 
-# How the source prepares an image: RGB in 0..1, minus mean, over std.
-PREPROCESSING = {'imagenet': {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}}
+__all__ = ['PREPROCESSING', 'flags', 'from_torch', 'main', 'to_torch']
+
+
+def _of_255(mean, std=(1.0, 1.0, 1.0), order='bgr'):
+    """Numbers that a source gives for pixels of 0..255."""
+    scaled = (tuple(v / 255 for v in values) for values in (mean, std))
+    return dict(zip(('mean', 'std'), scaled), order=order)
+
+
+def _espnet(mean, std):
+    """ESPNet divides by 255 once more, after the standard deviation of 0..255."""
+    return {**_of_255(mean), 'std': std, 'order': 'bgr'}
+
+
+# How a source prepares an image: pixels in 0..1, in the order of channels, minus mean, over std.
+PREPROCESSING = {
+    'imagenet': {
+        'mean': (0.485, 0.456, 0.406),
+        'std': (0.229, 0.224, 0.225),
+        'order': 'rgb',
+    },
+    'unit': {'mean': (0.0, 0.0, 0.0), 'std': (1.0, 1.0, 1.0), 'order': 'rgb'},
+    'caffe': _of_255((104.00699, 116.66877, 122.67892)),
+    'tensorflow_lite': _of_255((127, 127, 127), (128, 128, 128), 'rgb'),
+    'bisenet_coincheung': {
+        'mean': (0.3257, 0.3690, 0.3223),
+        'std': (0.2112, 0.2148, 0.2115),
+        'order': 'rgb',
+    },
+    'dabnet_cityscapes': _of_255((73.1583, 82.9090, 72.3924), order='rgb'),
+    'dabnet_camvid': _of_255((99.6254, 103.3298, 105.6578), order='rgb'),
+    'espnet_cityscapes': _espnet(
+        (72.3923111, 82.90893555, 73.15840149), (45.3192215, 46.15289307, 44.91483307)
+    ),
+    'espnet_camvid': _espnet(
+        (110.33102643, 108.40886315, 105.03319369), (72.12571015, 72.69074534, 69.90434816)
+    ),
+}
 
 
 def flags(parser) -> None:
@@ -22,25 +62,36 @@ def flags(parser) -> None:
     parser.add_argument('--weights', required=True, help='.npz, .safetensors, .pth or .pt file')
     parser.add_argument('--output', required=True, help='new folder for the model')
     parser.add_argument('--size', default='512x1024', help='height and width of the input')
-    parser.add_argument('--width', type=float, default=2.0, help='width of the network')
+    parser.add_argument('--width', type=float, help='width of the network, where it has one')
+    parser.add_argument('--variant', help='whose definition, where a network has several')
+    parser.add_argument('--output_stride', type=int, help='of the encoder, where it has a choice')
     parser.add_argument('--num_classes', type=int, help='outputs; default: read off the weights')
     parser.add_argument(
         '--classes', help=f'{", ".join(PALETTES)}, or a file of lines `name red green blue`'
     )
-    parser.add_argument('--preprocessing', default='imagenet', help=one_of(PREPROCESSING))
+    parser.add_argument(
+        '--preprocessing', help=f"default: the source's own; {one_of(PREPROCESSING)}"
+    )
 
 
 def main(args) -> int:
     """Run `dsrl convert`; the model directory holds what `dsrl predict` and `dsrl eval` need."""
-    preprocessing = lookup(PREPROCESSING, args.preprocessing, '--preprocessing')
     model_directory.check_new(args.output)
     weights = pretrained.read_weights(args.weights)
     lookup(TABLES, args.net, '--net')
-    outputs = args.num_classes or pretrained.num_outputs(args.net, weights) or 1
-    variables = pretrained.from_torch(args.net, weights, num_classes=outputs, width=args.width)
+    options = {
+        name: value
+        for name in ('width', 'variant', 'output_stride')
+        if (value := getattr(args, name)) is not None
+    }
+    table = pretrained.find_table(args.net, **options)
+    preparation = args.preprocessing or table.preprocessing
+    preprocessing = lookup(PREPROCESSING, preparation, '--preprocessing')
+    outputs = args.num_classes or pretrained.num_outputs(args.net, weights, args.variant) or 1
+    variables = from_torch(args.net, weights, num_classes=outputs, **options)
     config = configs.base()
     config.scale = 1  # the network alone: its input is the view
-    config.model.update(net=args.net, width=args.width, dsrl='none')
+    config.model.update(net=args.net, dsrl='none', **options)
     config.data.update(name='', size=_size(args.size), eval_fit='resize', **preprocessing)
     classes = _classes(args.classes, outputs)
     config.model.num_classes = outputs
@@ -53,6 +104,7 @@ def main(args) -> int:
     )
     tensors = len(jax.tree.leaves(variables))
     print(f'{tensors} tensors, {outputs} outputs of which {len(classes)} are classes')
+    print(f'images prepared as {preparation}')
     print(f'model.jaxexport: arg-max equal at {report["stablehlo_agreement"]:.4%} of pixels')
     print(f'written to {args.output}')
     return 0

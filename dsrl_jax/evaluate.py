@@ -143,12 +143,16 @@ def write_scores(scores: dict, folder: pathlib.Path) -> None:
 
 
 def _config(saved, args):
-    """The model's configuration, its data and eval sections replaced by --config and overrides."""
+    """The model's configuration, its data and eval sections replaced by --config and overrides.
+
+    What the network wants its pixels to be stays the model's own.
+    """
     config = saved.copy_and_resolve_references()
     if args.config:
         other = configs.load(args.config)
         with config.unlocked():
             config.data, config.eval = other.data, other.eval
+            config.data.update({name: saved.data[name] for name in ('mean', 'std', 'order')})
     config.lock()
     for dotted, text in args.overrides:
         if dotted.split('.')[0] not in ('data', 'eval'):

@@ -6,6 +6,7 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -140,12 +141,14 @@ def label_function(network, config, classes: int):
     def labels(variables, target):
         image = resize.small_input(target, config.scale, config.data)
         outputs = network.apply(variables, image, train=False)
-        return arg_max(
+        found = arg_max(
             outputs['scores'],
             target.shape[1:3],
             convention=outputs['resize'],
             num_classes=competing,
         )
+        # a background output that won is no class: void
+        return jnp.where(found < classes, found, 255) if competing > classes else found
 
     return labels
 

@@ -89,6 +89,8 @@ def make_eval_step(model: nn.Module, config, num_classes: int, *, sr: bool) -> C
         prediction = label_map(
             outputs, size, batch, resize_by=config.eval.resize, classes=competing
         )
+        if competing > num_classes:  # a background output that won is no class: void
+            prediction = jnp.where(prediction < num_classes, prediction, 255)
         inside = _inside(batch)
         result = {
             'prediction': prediction,

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -86,3 +87,23 @@ def test_converted_weights_predict(tmp_path, capsys):
     assert model.classes[0] == 'road' and set(model.variables['params']) == {'network'}
     labels = model.predict(np.zeros((50, 90, 3), np.uint8)).labels
     assert labels.shape == (50, 90) and labels.max() < 19
+
+
+def test_the_network_of_the_readme_trains_and_predicts_from_its_own_folder(
+    tmp_path, monkeypatch, capsys
+):
+    """A file beside the user, no attribute or layer of ours."""
+    page = pathlib.Path(__file__).parent.parent.joinpath('README.md').read_text(encoding='utf-8')
+    code = next(b for b in re.findall(r'```python\n(.*?)```', page, re.S) if '# my_net.py' in b)
+    (tmp_path / 'my_net.py').write_text(code)
+    monkeypatch.chdir(tmp_path)
+    assert (
+        cli.main(['train', '--config=synthetic:net=my_net:Net,dsrl=full,tiny', '--workdir=w']) == 0
+    )
+    assert cli.main(['export', '--workdir=w', '--output=m']) == 0
+    assert set(dsrl_jax.load('m').variables['params']) == {'network', 'sssr'}
+    assert cli.main(['flops', '--net=my_net:Net', '--size=32x64', '--dsrl=full']) == 0
+    counted = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert counted['params']['network'] == 9 * 3 * 32 + 32 + 9 * 32 * 64 + 64 + 64 * 20 + 20
+    refused = ['export', '--workdir=w', '--output=d', '--kind=deploy']
+    assert cli.main(refused) == 2 and 'takes no style' in capsys.readouterr().err

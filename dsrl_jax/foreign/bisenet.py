@@ -73,6 +73,11 @@ _OOOOVERFLOW = (
 )
 TABLES = {
     'torchseg': Table(_TORCHSEG, classes='heads.2.conv_1x1.weight', backbone='resnet18'),
-    'coincheung': Table(_COINCHEUNG, classes='conv_out.conv_out.weight', backbone='resnet18'),
+    'coincheung': Table(
+        _COINCHEUNG,
+        classes='conv_out.conv_out.weight',
+        backbone='resnet18',
+        preprocessing='bisenet_coincheung',
+    ),
     'ooooverflow': Table(_OOOOVERFLOW, classes='conv.weight', backbone='resnet18'),
 }

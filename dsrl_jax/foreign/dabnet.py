@@ -15,4 +15,6 @@ _RENAMES = (
     (r'\.(conv3x3|conv1x1)$', r'.\1.conv'),
     (r'^classifier$', 'classifier.0.conv'),
 )
-TABLES = {'': Table(_RENAMES, classes='classifier.0.conv.weight')}
+TABLES = {
+    '': Table(_RENAMES, classes='classifier.0.conv.weight', preprocessing='dabnet_cityscapes')
+}

@@ -24,5 +24,6 @@ TABLES = {
             (r'^classifier$', '_fc'),
         ),
         classes='_fc.weight',
+        preprocessing='tensorflow_lite',
     )
 }
