@@ -116,12 +116,12 @@ def _class_table(scores: dict, classes: list[str]):
 
 
 def _figures(runs: dict, scores: dict, classes: list[str], output: pathlib.Path):
-    paths = {name: workdir / 'metrics.jsonl' for name, workdir in runs.items()}
+    records = {name: read_metrics(workdir) for name, workdir in runs.items()}
     bars = {
         name: [np.nan if v is None else v for v in found['iou']] for name, found in scores.items()
     }
     return [
-        ('Training', curves.plot_curves(paths, output / 'curves.png')),
+        ('Training', curves.plot_curves(records, output / 'curves.png')),
         ('IoU by class', curves.plot_class_iou(bars, classes, output / 'class_iou.png')),
     ]
 

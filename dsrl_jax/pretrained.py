@@ -43,11 +43,14 @@ def from_torch(name: str, state_dict: dict, **options) -> dict:
 def to_torch(name: str, variables: dict, **options) -> dict:
     """The inverse of `from_torch`: {'params', 'batch_stats'} -> {torch key: numpy array}.
 
-    `variables` are those of the plain network `name` made with `options`, num_classes read off
-    them when absent.  Where the original's norms count batches the count is 0: nothing reads it.
+    `variables` are those of network `name` made with `options`, alone or under `network` of a DSRL
+    model (whose branches the original lacks); num_classes is read off them when absent.  Where the
+    original's norms count batches the count is 0: nothing reads it.
     UserError where the variables are not the network's.
     """
     table = find_table(name, **options)
+    if 'network' in variables['params']:
+        variables = {kind: tree.get('network', {}) for kind, tree in variables.items()}
     flat = {kind: traverse_util.flatten_dict(tree) for kind, tree in variables.items()}
     flat = {(kind, *path): leaf for kind, tree in flat.items() for path, leaf in tree.items()}
     if 'num_classes' not in options:

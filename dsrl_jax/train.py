@@ -30,6 +30,7 @@ from dsrl_jax.data import pipeline
 from dsrl_jax.data.check import check_sample
 from dsrl_jax.data.frequencies import class_frequencies
 from dsrl_jax.errors import UserError
+from dsrl_jax.foreign.preprocessing import PREPROCESSING
 from dsrl_jax.logger import Logger
 from dsrl_jax.step import make_train_step
 
@@ -209,6 +210,11 @@ def _from_encoder(config, variables, weights, sharding):
     net, variant = config.model.net, config.model.variant
     variables, taken = pretrained.init_encoder(net, variables, weights, variant=variant)
     print(f'{config.model.init_from}: {taken} tensors of the encoder taken')
+    preparation = pretrained.find_table(net, variant=variant).preprocessing
+    color = PREPROCESSING[preparation]
+    if any(color[name] != config.data[name] for name in color):
+        wanted = ' '.join(f'--config.data.{name}={value}' for name, value in color.items())
+        print(f'note: its source prepares images as {preparation}: {wanted}'.replace(', ', ','))
     return jax.device_put(variables, sharding)
 
 

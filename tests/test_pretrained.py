@@ -9,7 +9,7 @@ import pytest
 from golden import golden_weights
 from safetensors.numpy import save_file
 
-from dsrl_jax import models, pretrained
+from dsrl_jax import convert, models, pretrained
 from dsrl_jax.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).with_name('golden')
@@ -65,6 +65,24 @@ def test_what_misfits_is_named(change, named):
 def test_another_width_is_refused():
     with pytest.raises(UserError, match='misshapen'):
         pretrained.from_torch('espnetv2', segmentation(), width=1.0)
+
+
+def test_to_torch_takes_the_network_out_of_a_dsrl_model():
+    state = segmentation()
+    plain = pretrained.from_torch('espnetv2', state)
+    wrapped = {kind: {'network': tree, 'sssr': {}} for kind, tree in plain.items()}
+    there = convert.to_torch('espnetv2', wrapped)
+    assert sorted(there) == sorted(state)
+    for key in (GAMMA, f'{CLASSES}.weight'):
+        np.testing.assert_array_equal(there[key], state[key])
+
+
+def test_to_torch_refuses_variables_of_another_network():
+    variables = pretrained.from_torch('espnetv2', segmentation())
+    with pytest.raises(UserError, match=r'leaves that differ.*level2_0/eesp'):
+        pretrained.to_torch('espnetv2', variables, width=1.0)
+    with pytest.raises(UserError, match=r"one of .*did you mean 'espnetv2'"):
+        pretrained.to_torch('espnetv3', variables)
 
 
 @pytest.mark.parametrize('wrapped', [False, True])

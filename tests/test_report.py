@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from dsrl_jax.errors import UserError
-from dsrl_jax.report.curves import plot_class_iou, plot_curves, read_metrics
+from dsrl_jax.logger import read_metrics
+from dsrl_jax.report.curves import plot_class_iou, plot_curves
 from dsrl_jax.report.html import conclude, write_report
 from dsrl_jax.report.overlay import colorize, error_map, grid, legend, overlay, save_png
 
@@ -83,32 +84,25 @@ def write_metrics(path, steps=60, gain=0.0):
     return path
 
 
-def test_metrics_are_read_as_series_and_a_resumed_step_counts_once(tmp_path):
+def test_a_resumed_step_counts_once_and_nothing_to_draw_is_refused(tmp_path):
     path = write_metrics(tmp_path / 'metrics.jsonl')
+    plain = plot_curves({'run': read_metrics(path)}, tmp_path / 'plain.png').read_bytes()
     with path.open('a') as file:
         file.write('{"step": 30, "train/total": 77.0}\n{"step": 61, "train/to')
-    series = read_metrics(path)
-    steps, values = series['train/total']
-    assert steps.tolist() == list(range(1, 61)) and values[29] == 77.0
-    assert series['eval/val/miou'][0].tolist() == [20, 40, 60]
-    assert 'eval/val/iou' not in series
-
-
-def test_metrics_mistakes_name_the_file_and_line(tmp_path):
-    with pytest.raises(UserError, match='no file'):
-        read_metrics(tmp_path / 'absent.jsonl')
-    bad = tmp_path / 'bad.jsonl'
-    bad.write_text('{"step": 1}\nhello\n{"step": 2}\n')
-    with pytest.raises(UserError, match=r'bad\.jsonl:2'):
-        read_metrics(bad)
-    bad.write_text('{"step": 1}\n')
-    with pytest.raises(UserError, match='no curves'):
-        plot_curves({'a': bad}, tmp_path / 'a.png')
+    records = read_metrics(path)
+    twice = plot_curves({'run': records}, tmp_path / 'twice.png').read_bytes()
+    first = next(n for n, record in enumerate(records) if record['step'] == 30)
+    changed = {**records[first], 'train/total': 77.0}
+    once = [changed if n == first else record for n, record in enumerate(records[:-1])]
+    assert plot_curves({'run': once}, tmp_path / 'once.png').read_bytes() == twice != plain
+    with pytest.raises(UserError, match='a: found no curves'):
+        plot_curves({'a': [{'step': 1}]}, tmp_path / 'a.png')
 
 
 def test_curves_hold_a_line_in_the_color_of_each_run(tmp_path):
     runs = {
-        k: write_metrics(tmp_path / f'{k}.jsonl', gain=g) for k, g in (('base', 0), ('ours', 0.2))
+        k: read_metrics(write_metrics(tmp_path / f'{k}.jsonl', gain=g))
+        for k, g in (('base', 0), ('ours', 0.2))
     }
     both = np.asarray(Image.open(plot_curves(runs, tmp_path / 'both.png'))).astype(int)
     one = plot_curves({'base': runs['base']}, tmp_path / 'one.png')

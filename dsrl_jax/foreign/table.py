@@ -16,4 +16,4 @@ class Table(NamedTuple):
     axis: int = 0  # that axis
     backbone: str | None = None  # our classifier whose `encoder` is this network's too
     counters: bool = True  # its norms count their batches (num_batches_tracked)
-    preprocessing: str = 'imagenet'  # how it prepares images, a name that `dsrl convert` knows
+    preprocessing: str = 'imagenet'  # how it prepares images: a key of that module's table

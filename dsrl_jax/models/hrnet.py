@@ -8,12 +8,14 @@ import functools
 from flax import linen as nn
 
 from dsrl_jax.models.layers import Conv, Convention, ConvNorm, Dropout, Style, check_size
+from dsrl_jax.models.resnet import Block
 from dsrl_jax.ops import resize
 
 STAGES = {2: 1, 3: 4, 4: 3}  # stage, and how many branches it has -> how many modules
 _BLOCKS = 4  # of layer1, and of every branch of every module
 _normal = nn.initializers.normal(0.001)
 _conv = functools.partial(ConvNorm, activation='relu', kernel_init=_normal)
+_block = functools.partial(Block, kernel_init=_normal)
 
 
 class HRNet(nn.Module):
@@ -64,8 +66,7 @@ class Encoder(nn.Module):
         x = _conv(64, stride=2, padding=1, style=style, name='conv1')(image, train)
         x = _conv(64, stride=2, padding=1, style=style, name='conv2')(x, train)
         for i in range(_BLOCKS):
-            bottleneck = ((64, 1), (64, 3), (256, 1))
-            x = Residual(bottleneck, style, name=f'layer1_block{i}')(x, train)
+            x = _block(64, bottleneck=True, style=style, name=f'layer1_block{i}')(x, train)
 
         low = lowest = x
         maps = [_conv(self.width, style=style, name='transition1_0')(low, train)]
@@ -95,9 +96,8 @@ class Exchange(nn.Module):
     def __call__(self, maps, train: bool):
         branches = []
         for j, x in enumerate(maps):
-            basic = ((x.shape[-1], 3), (x.shape[-1], 3))
             for k in range(_BLOCKS):
-                x = Residual(basic, self.style, name=f'branch{j}_block{k}')(x, train)
+                x = _block(x.shape[-1], style=self.style, name=f'branch{j}_block{k}')(x, train)
             branches.append(x)
         fused = [
             nn.relu(sum(self._bring(branches, j, i, train) for j in range(len(branches))))
@@ -124,27 +124,3 @@ class Exchange(nn.Module):
                 name=f'fuse_{i}_{j}_{k}',
             )(x, train)
         return x
-
-
-class Residual(nn.Module):
-    """Convolutions of `table`, (features, kernel size) each, around a shortcut; [B, H, W, C].
-
-    The shortcut is projected where the number of channels changes.
-    """
-
-    table: tuple[tuple[int, int], ...]
-    style: Style = Style()
-
-    @nn.compact
-    def __call__(self, x, train: bool):
-        y = x
-        for i, (features, kernel_size) in enumerate(self.table, 1):
-            activation = 'relu' if i < len(self.table) else None
-            conv = _conv(
-                features, kernel_size, activation=activation, style=self.style, name=f'conv{i}'
-            )
-            y = conv(y, train)
-        if x.shape != y.shape:
-            project = _conv(y.shape[-1], 1, activation=None, style=self.style, name='downsample')
-            x = project(x, train)
-        return nn.relu(x + y)

@@ -3,11 +3,13 @@
 The encoder of DeepLabv3+, PSPNet, BiSeNet and RefineNet, and its ImageNet classifier.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from flax import linen as nn
 
 from dsrl_jax.errors import lookup
-from dsrl_jax.models.layers import ConvNorm, Dropout, Style, check_size, global_mean
+from dsrl_jax.models.layers import ConvNorm, Dropout, Style, check_size, global_mean, he_normal
 from dsrl_jax.ops import resize
 
 # depth -> blocks of layer1 to layer4, and whether they are bottlenecks
@@ -98,6 +100,7 @@ class Block(nn.Module):
     bottleneck: bool = False
     absolute: bool = False
     style: Style = Style()
+    kernel_init: Callable = he_normal
 
     @nn.compact
     def __call__(self, x, train: bool = False):
@@ -111,6 +114,7 @@ class Block(nn.Module):
                 activation=activation,
                 absolute=self.absolute,
                 style=self.style,
+                kernel_init=self.kernel_init,
                 name=name,
             )
 

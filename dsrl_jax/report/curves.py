@@ -1,8 +1,5 @@
 """Curves over training steps and bars of per-class IoU, as PNG files (matplotlib, no display)."""
 
-import json
-import pathlib
-
 import numpy as np
 
 from dsrl_jax.errors import UserError
@@ -11,46 +8,13 @@ _PANELS = ('train/total', 'train/ce', 'train/mse', 'train/fa', 'train/lr', 'eval
 _COLORS = ('#2563eb', '#dc2626', '#059669', '#d97706', '#7c3aed', '#0891b2', '#475569', '#be185d')
 
 
-def read_metrics(path):
-    """Series of one metrics.jsonl: path -> {key: (steps [T] int, values [T] float)}.
-
-    Steps are rising; of a step written twice (a resumed run) the last line counts. A half
-    written last line is left out; any other line that is no JSON object raises UserError.
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        remedy = 'train first, or give the metrics.jsonl of a run.'
-        raise UserError(path, 'no file', 'a metrics.jsonl', remedy)
-    lines = path.read_text(encoding='utf-8').splitlines()
-    series = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            step = int(record['step'])
-        except (ValueError, TypeError, KeyError):
-            if number == len(lines):
-                break
-            remedy = 'delete that line.'
-            raise UserError(
-                f'{path}:{number}', repr(line[:40]), 'a JSON object with a step', remedy
-            ) from None
-        for key, value in record.items():
-            if key != 'step' and isinstance(value, int | float) and not isinstance(value, bool):
-                series.setdefault(key, {})[step] = float(value)
-    return {
-        key: (np.array(sorted(points)), np.array([points[s] for s in sorted(points)]))
-        for key, points in series.items()
-    }
-
-
-def plot_curves(metrics_jsonl_paths, output_png):
+def plot_curves(records, output_png):
     """Losses, learning rate and eval mIoU over steps, all runs in one colour each.
 
-    {run name: metrics.jsonl} -> path of the PNG. Panels without any data are left out.
+    {run name: its records, as logger.read_metrics gives them} -> path of the PNG. Panels without
+    any data are left out.
     """
-    runs = {name: read_metrics(path) for name, path in metrics_jsonl_paths.items()}
+    runs = {name: _series(lines) for name, lines in records.items()}
     panels = []
     for panel in _PANELS:
         keys = {name: _keys(series, panel) for name, series in runs.items()}
@@ -59,7 +23,7 @@ def plot_curves(metrics_jsonl_paths, output_png):
     if not panels:
         remedy = 'log at least one step.'
         raise UserError(
-            ', '.join(map(str, metrics_jsonl_paths.values())),
+            ', '.join(records),
             'no curves',
             'train/... or eval/... values',
             remedy,
@@ -108,6 +72,22 @@ def plot_class_iou(class_iou, classes, output_png):
     ax.legend(fontsize=9, frameon=False, ncols=4, loc='lower left', bbox_to_anchor=(0, 1))
     _plain(ax)
     return _save(figure, output_png)
+
+
+def _series(records):
+    """{key: (steps [T] int, values [T] float)}, steps rising.
+
+    Of a step written twice (a resumed run) the last record counts; lists are left out.
+    """
+    series = {}
+    for record in records:
+        for key, value in record.items():
+            if key != 'step' and isinstance(value, int | float):
+                series.setdefault(key, {})[record['step']] = float(value)
+    return {
+        key: (np.array(sorted(points)), np.array([points[s] for s in sorted(points)]))
+        for key, points in series.items()
+    }
 
 
 def _keys(series, panel):
