@@ -8,7 +8,7 @@ All maps are NHWC.
 import importlib
 
 __version__ = '0.1.0'
-__all__ = ['load', 'train', 'wrap']
+__all__ = ['convert', 'load', 'train', 'wrap']
 
 
 def load(directory):
@@ -19,8 +19,8 @@ def load(directory):
 
 
 def __getattr__(name):
-    if name == 'train':  # the module of that name, which can be called: see there
-        return importlib.import_module('dsrl_jax.train')
+    if name in ('train', 'convert'):  # modules; the first can be called too: see there
+        return importlib.import_module(f'dsrl_jax.{name}')
     if name == 'wrap':
         return importlib.import_module('dsrl_jax.models.dsrl').wrap
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import math
 import pathlib
 from collections.abc import Iterable
 
@@ -31,6 +32,17 @@ CHOICES = {
     'optimizer.decay': ('kernels', 'all'),
     'eval.resize': ('labels', 'logits'),
     'scale': (1, 2, 4),
+}
+
+# Numbers between two bounds, both legal.
+RANGES = {
+    'model.dropout': (0, 0.99),
+    'ce.aux': (0, math.inf),
+    'mse.weight': (0, math.inf),
+    'fa.weight': (0, math.inf),
+    'kd.pixel': (0, math.inf),
+    'kd.pair': (0, math.inf),
+    'eval.classes': (0, math.inf),
 }
 
 
@@ -223,6 +235,11 @@ def check_choices(config: ml_collections.ConfigDict) -> None:
         value = get(config, dotted)
         if value not in known:
             raise UserError(f'config.{dotted}', repr(value), one_of(known), nearest(value, known))
+    for dotted, (low, high) in RANGES.items():
+        value = get(config, dotted)
+        if value is not None and not low <= value <= high:
+            expected = f'at least {low:g}' + ('' if high == math.inf else f' and at most {high:g}')
+            raise UserError(f'config.{dotted}', repr(value), expected, 'correct the value.')
 
 
 def get(config: ml_collections.ConfigDict, dotted: str):

@@ -12,7 +12,7 @@ from dsrl_jax import config as configs
 from dsrl_jax import inference, model_directory, pretrained
 from dsrl_jax.data.folder import read_classes
 from dsrl_jax.data.palettes import PALETTES
-from dsrl_jax.errors import UserError, lookup, one_of
+from dsrl_jax.errors import UserError, lookup, nearest, one_of
 from dsrl_jax.foreign import TABLES
 from dsrl_jax.foreign.preprocessing import PREPROCESSING
 from dsrl_jax.pretrained import from_torch, to_torch
@@ -49,10 +49,16 @@ def main(args) -> int:
         if (value := getattr(args, name)) is not None
     }
     table = pretrained.find_table(args.net, **options)
-    preparation = args.preprocessing or table.preprocessing
+    if args.preprocessing is None and len(table.preprocessing) > 1:
+        names = one_of(table.preprocessing)
+        found = 'none: it depends on the data set the weights were trained on'
+        raise UserError('--preprocessing', found, names, 'choose the one of the weights.')
+    preparation = args.preprocessing or table.preprocessing[0]
     preprocessing = lookup(PREPROCESSING, preparation, '--preprocessing')
+    if args.num_classes is not None and args.num_classes < 1:
+        raise UserError('--num_classes', f'{args.num_classes}', 'at least 1', 'leave it out.')
     outputs = args.num_classes or pretrained.num_outputs(args.net, weights, args.variant) or 1
-    variables = from_torch(args.net, weights, num_classes=outputs, **options)
+    variables = from_torch(args.net, weights, source=args.weights, num_classes=outputs, **options)
     config = configs.base()
     config.scale = 1  # the network alone: its input is the view
     config.model.update(net=args.net, dsrl='none', **options)
@@ -76,7 +82,7 @@ def main(args) -> int:
 
 def _size(text: str) -> tuple[int, int]:
     height, _, width = text.partition('x')
-    if not (height.isdigit() and width.isdigit()):
+    if not (height.isdigit() and width.isdigit() and int(height) * int(width)):
         raise UserError('--size', repr(text), 'HEIGHTxWIDTH', 'write it like 512x1024.')
     return int(height), int(width)
 
@@ -86,6 +92,9 @@ def _classes(name: str | None, outputs: int) -> dict[str, tuple[int, int, int]]:
     if name in PALETTES:
         classes = PALETTES[name]
     elif name:
+        if not pathlib.Path(name).is_file():
+            expected = f'{one_of(PALETTES)}, or a file of lines `name red green blue`'
+            raise UserError('--classes', repr(name), expected, nearest(name, PALETTES))
         classes = dict(zip(*read_classes(pathlib.Path(name)), strict=True))
     else:
         shades = (colorsys.hsv_to_rgb(0.618 * k % 1, 0.6, 0.9) for k in range(outputs))

@@ -7,6 +7,7 @@ pair-wise terms are here; the third one, adversarial (a discriminator on the sco
 """
 
 import functools
+import pathlib
 import zlib
 from collections.abc import Callable
 
@@ -36,16 +37,18 @@ def load_teacher(config, classes: list[str]) -> inference.Model | None:
     if not 0 < kd.pair_pool <= 0.5:
         expected = 'a share of the map above 0 and at most 0.5'
         raise UserError('config.kd.pair_pool', str(kd.pair_pool), expected, 'use 0.5 or 0.25.')
+    if not (pathlib.Path(kd.teacher) / 'params').is_dir():
+        expected = 'a directory that `dsrl export` or `dsrl convert` wrote'
+        remedy = 'export the teacher first: dsrl export --workdir=W --output=M.'
+        raise UserError(f'config.kd.teacher={kd.teacher}', 'no model', expected, remedy)
     saved = inference.load(kd.teacher)
-    wanted = (config.model.num_classes or len(classes), list(classes))
-    found = (saved.config.model.num_classes or len(saved.classes), saved.classes)
-    if wanted != found:
-        texts = [f'{outputs} outputs for {", ".join(names)}' for outputs, names in (found, wanted)]
+    if list(classes) != saved.classes:
+        texts = [', '.join(names) for names in (saved.classes, classes)]
         remedy = 'give a teacher of the same classes, in this order.'
         raise UserError(f'config.kd.teacher={kd.teacher}', *texts, remedy)
     size = [n // _factor(config) for n in config.data.size]
     unit = saved.network.multiple
-    if any(n % unit for n in size):
+    if any(n % unit not in saved.network.offsets for n in size):
         raise UserError(
             f'config.kd.teacher={kd.teacher}',
             f'an input of {"x".join(map(str, size))}',
@@ -69,38 +72,45 @@ def identity(teacher: inference.Model) -> str:
 def make_guide(teacher: inference.Model, config) -> Callable:
     """`guide(variables, target)`: uint8 large view [B,sH,sW,3] -> the teacher's outputs.
 
-    These are scores [B,h,w,K], features [B,h',w',C] and resize, in evaluation mode and without
-    gradient. The teacher sees the student's small input or (`kd.input='view'`) the large view,
-    normalised as in its own training.
+    These are scores [B,h,w,K] of its K classes (without a background output), features
+    [B,h',w',C] and resize, in evaluation mode and without gradient. The teacher sees the student's
+    small input or (`kd.input='view'`) the large view, normalised as in its own training.
     """
     factor = _factor(config)
 
     def guide(variables: dict, target: jax.Array) -> dict:
         image = resize.small_input(target, factor, teacher.config.data)
         outputs = teacher.network.apply(variables, image, train=False)
-        return lax.stop_gradient({name: outputs[name] for name in ('scores', 'features', 'resize')})
+        kept = {
+            'scores': outputs['scores'][..., : len(teacher.classes)],
+            'features': outputs[teacher.config.model.tap],
+            'resize': outputs['resize'],
+        }
+        return lax.stop_gradient(kept)
 
     return guide
 
 
-def add_terms(loss: Callable, kd) -> Callable:
+def add_terms(loss: Callable, config) -> Callable:
     """`loss` (losses.make_loss) with `kd_pixel` and `kd_pair`, weighted into its total.
 
     The batch holds the teacher's outputs as `teacher`. A weight of 0 leaves its term out.
     """
+    kd, tap = config.kd, config.model.tap
 
     def guided(outputs: dict, batch: dict, *, step: jax.Array, key: jax.Array) -> dict:
         terms = loss(outputs, batch, step=step, key=key)
         teacher, total = batch['teacher'], terms.pop('total')
         if kd.pixel:
             convention = teacher['resize']
+            scores = outputs['scores'][..., : teacher['scores'].shape[-1]]
             terms['kd_pixel'] = pixel_wise(
-                outputs['scores'], teacher['scores'], batch['mask'], convention=convention
+                scores, teacher['scores'], batch['mask'], convention=convention
             )
             total += kd.pixel * terms['kd_pixel']
         if kd.pair:
             terms['kd_pair'] = pair_wise(
-                outputs['features'], teacher['features'], batch['mask'], share=kd.pair_pool
+                outputs[tap], teacher['features'], batch['mask'], share=kd.pair_pool
             )
             total += kd.pair * terms['kd_pair']
         return {**terms, 'total': total}

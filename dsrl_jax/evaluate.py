@@ -38,6 +38,7 @@ def main(args) -> int:
     output = pathlib.Path(args.output) if args.output else home / f'eval_{split.replace("+", "_")}'
     source = data.build(config.data, split)
     check_classes(source, model)
+    inference.check_outputs(config, len(source.classes))
     network = model.network
     has_sr = bool(args.workdir) and config.model.dsrl in ('sssr+sisr', 'full')
     scores = evaluate(network, variables, config, source, sr=has_sr, pictures=output)

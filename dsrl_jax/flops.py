@@ -51,6 +51,9 @@ def main(args) -> int:
         missing = ' and '.join(f'--{n}' for n in ('net', 'size') if getattr(args, n) is None)
         remedy = 'give both, or --paper for the figures of the paper.'
         raise UserError('command line', f'no {missing}', '--net=NAME --size=HxW', remedy)
+    if given.get('num_classes', 1) < 1:
+        found = str(given['num_classes'])
+        raise UserError('--num_classes', found, 'at least 1', 'leave it out for 20.')
     options = {name: given[name] for name in _OPTIONS if name in given}
     run(args.net, _size(args.size), given.get('num_classes', 20), args.dsrl, args.head, options)
     return 0
@@ -109,6 +112,6 @@ def paper(net: str | None = None) -> list[dict]:
 
 def _size(text: str) -> tuple[int, int]:
     height, _, width = text.partition('x')
-    if not (height.isdigit() and width.isdigit()):
+    if not (height.isdigit() and width.isdigit() and int(height) * int(width)):
         raise UserError('--size', repr(text), 'HEIGHTxWIDTH', 'write it like 512x1024.')
     return int(height), int(width)

@@ -109,9 +109,9 @@ def super_resolve(model: Model, variables: dict, image: np.ndarray):
     target = model._fit(image)['target'][None]
     small = resize.small_input(target, config.scale, config.data)
     run = jax.jit(lambda v, x: model.network.apply(v, x, train=False, sr=True)['sr'])
-    found = (run(variables, small), bicubic(small, config.scale))
-    pictures = (np.asarray(resize.denormalise(x, config.data))[0] for x in found)
-    return tuple(np.uint8(np.round(255 * picture)) for picture in pictures)
+    found = resize.denormalise(run(variables, small), resize.SR_COLOR)
+    enlarged = resize.denormalise(bicubic(small, config.scale), config.data)
+    return tuple(np.uint8(np.round(255 * np.asarray(x)[0])) for x in (found, enlarged))
 
 
 def build_network(config, classes: int, *, folded: bool = False, conv_impl: str | None = None):
@@ -160,6 +160,14 @@ def _region_to_image(found: np.ndarray, region, size: tuple[int, int]) -> np.nda
     return found[rows][:, columns]
 
 
+def check_outputs(config, classes: int) -> None:
+    """Raise UserError where eval.classes is neither 0 nor between the classes and the outputs."""
+    found, outputs = config.eval.classes, config.model.num_classes or classes
+    if found and not classes <= found <= outputs:
+        expected = f'0, or {classes} classes to {outputs} outputs'
+        raise UserError('config.eval.classes', str(found), expected, 'set it to 0.')
+
+
 def input_size(config, size) -> tuple[int, int]:
     """Height and width of the small input of a large view."""
     return tuple(n // config.scale for n in size)
@@ -168,8 +176,9 @@ def input_size(config, size) -> tuple[int, int]:
 def check_size(network, config) -> None:
     """Raise UserError unless the network can take the training and evaluation sizes."""
     unit = network.multiple * config.scale
+    legal = [config.scale * offset for offset in network.offsets]
     for field, size in (('size', config.data.size), ('eval_size', configs.eval_size(config))):
-        if len(size) != 2 or any(n < unit or n % unit for n in size):
+        if len(size) != 2 or any(n < unit or n % unit not in legal for n in size):
             found = 'x'.join(map(str, size))
             legal = 'x'.join(str(max(unit, round(n / unit) * unit)) for n in size)
             raise UserError(

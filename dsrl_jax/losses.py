@@ -21,10 +21,10 @@ SEGNET_CAMVID = (
 def make_loss(config, class_weights: np.ndarray | None = None, aux_weight: float = 1.0) -> Callable:
     """`loss(outputs, batch, *, step, key) -> {'ce', 'mse', 'fa', ..., 'total'}`, float32 scalars.
 
-    `batch` holds `view` [B,sH,sW,3] (the normalised large view), `label` [B,sH,sW] and `mask`
-    [B,sH,sW]; the terms are means over real pixels, so none depends on batch size or devices.
-    Terms whose branch is absent from `outputs` are absent from the result.  `aux_weight` is that of
-    the network's auxiliary classifiers where the configuration names none.
+    `batch` holds `view` [B,sH,sW,3] (the large view in resize.SR_COLOR), `label` [B,sH,sW] and
+    `mask` [B,sH,sW]; the terms are means over real pixels, so none depends on batch size or
+    devices.  Terms whose branch is absent from `outputs` are absent from the result.  `aux_weight`
+    is that of the network's auxiliary classifiers where the configuration names none.
     """
     if config.ce.aux is not None:
         aux_weight = config.ce.aux
@@ -33,7 +33,8 @@ def make_loss(config, class_weights: np.ndarray | None = None, aux_weight: float
         terms = {'ce': cross_entropy(outputs, batch['label'], config, class_weights)}
         total = terms['ce']
         if outputs.get('aux'):
-            maps = [{**outputs, 'scores': scores} for scores in outputs['aux'].values()]
+            own = {'resize': outputs.get('aux_resize', outputs['resize'])}
+            maps = [{'scores': scores, **own} for scores in outputs['aux'].values()]
             label = batch['label']
             terms['aux'] = sum(cross_entropy(aux, label, config, class_weights) for aux in maps)
             total += aux_weight * terms['aux']
@@ -113,8 +114,8 @@ def class_weights(spec: str, pixels: np.ndarray, present: np.ndarray) -> np.ndar
 
     `pixels` [K] are the pixels of each class in the training split, `present` [K] the pixels of
     the images that hold it. Median frequency: median(f) / f_c with f = pixels / present (SegNet);
-    inverse log: 1 / ln(1.10 + p) with p the share of all pixels (ENet, ESPNet). A class that does
-    not occur has weight 0.
+    inverse log: 1 / ln(1.10 + p) with p the share of all pixels (ESPNet; ENet takes 1.02). A class
+    that does not occur has weight 0.
     """
     classes = len(pixels)
     if spec == 'none':

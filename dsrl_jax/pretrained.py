@@ -28,16 +28,17 @@ class Leaf(NamedTuple):
     transposed: bool
 
 
-def from_torch(name: str, state_dict: dict, **options) -> dict:
+def from_torch(name: str, state_dict: dict, *, source='', **options) -> dict:
     """{torch key: array} of network `name` -> {'params', 'batch_stats'}, float32 numpy leaves.
 
-    `options` are those of models.create; num_classes is read off the weights when absent.
+    `options` are those of models.create; num_classes is read off the weights when absent; `source`
+    is the file that errors name.
     UserError unless every tensor is used exactly once and fills every leaf in the right shape.
     """
     options.setdefault('num_classes', num_outputs(name, state_dict, options.get('variant')) or 1)
     leaves, table = _leaves(models.create(name, **options)), find_table(name, **options)
-    state_dict = _strip(state_dict)
-    return _fill(_keys(leaves, table), leaves, state_dict, f'weights of {name}')
+    state_dict = _strip(state_dict, table.ignored)
+    return _fill(_keys(leaves, table), leaves, state_dict, source or f'weights of {name}', name)
 
 
 def to_torch(name: str, variables: dict, **options) -> dict:
@@ -83,6 +84,8 @@ def find_table(name: str, variant: str | None = None, **options) -> Table:
     """The names that the code base `variant` (None: the default) gives to network `name`."""
     del options  # those of models.create that do not decide the names
     tables = lookup(TABLES, name, 'weights of network')
+    if variant and list(tables) == ['']:
+        raise UserError(f'variant of {name}', repr(variant), 'none: it has one', 'leave it out.')
     return tables[next(iter(tables))] if variant is None else lookup(tables, variant, 'variant')
 
 
@@ -93,8 +96,8 @@ def num_outputs(name: str, state_dict: dict, variant: str | None = None) -> int 
     return None if classes is None else np.shape(classes)[table.axis]
 
 
-def init_encoder(name: str, variables: dict, state_dict: dict, **options) -> tuple[dict, int]:
-    """`variables` with the encoder taken from `state_dict`, and the number of tensors taken.
+def init_encoder(name: str, variables: dict, state_dict: dict, *, source='', **options):
+    """(`variables` with the encoder of `state_dict`, number of tensors taken, Table they fit).
 
     `variables` are those of network `name`, alone or under `network` of a DSRL model; the state
     dict is a segmentation network's of any number of classes or the ImageNet classifier's.  All
@@ -115,23 +118,29 @@ def init_encoder(name: str, variables: dict, state_dict: dict, **options) -> tup
             f'init_from with {name}', 'no encoder', 'a network with one', 'leave it empty.'
         )
     state_dict = _strip(state_dict)
-    choices = [_keys(leaves, table)]
-    if table.backbone:
-        choices.append(_keys(leaves, find_table(table.backbone)))
-    keys = max(choices, key=lambda keys: len(set(keys.values()).intersection(state_dict)))
+    tables = [table, *([find_table(table.backbone)] if table.backbone else [])]
+    # Of equal ones the classifier: its files and those of its encoder alone are alike.
+    table = max(
+        reversed(tables),
+        key=lambda table: len(set(_keys(leaves, table).values()).intersection(state_dict)),
+    )
+    keys = _keys(leaves, table)
     taken = {key: state_dict[key] for key in keys.values() if key in state_dict}
-    filled = traverse_util.flatten_dict(_fill(keys, leaves, taken, f'encoder of {name}'))
+    filled = _fill(keys, leaves, taken, source or f'encoder of {name}', f'the encoder of {name}')
+    filled = traverse_util.flatten_dict(filled)
     flat.update({(kind, *prefix, *path): leaf for (kind, *path), leaf in filled.items()})
-    return traverse_util.unflatten_dict(flat), len(filled)
+    return traverse_util.unflatten_dict(flat), len(filled), table
 
 
 def read_weights(path) -> dict:
-    """{key: numpy array} of a .npz, .safetensors, .pth or .pt file (the last two need torch).
+    """{key: numpy array} of a .npz, .safetensors, .pth, .pth.tar or .pt file (torch reads those).
 
-    Nothing in the file is executed.  A training checkpoint's `state_dict` or `model` is unwrapped.
+    Nothing in the file is executed.  A training checkpoint's `state_dict`, `model_state` or `model`
+    is unwrapped.
     """
     path = pathlib.Path(path)
-    read = lookup(_READERS, path.suffix, f'file type of {path}')
+    suffix = '.pth' if path.name.endswith('.pth.tar') else path.suffix
+    read = lookup(_READERS, suffix, f'file type of {path}')
     if not path.is_file():
         raise UserError(path, 'no such file', 'a file of weights', 'check the path.')
     try:
@@ -169,12 +178,13 @@ def _read_torch(path):
             "run pip install 'dsrl-jax[torch]'.",
         ) from problem
     weights = torch.load(path, map_location='cpu', weights_only=True)
-    for wrapper in ('state_dict', 'model'):
+    for wrapper in ('state_dict', 'model_state', 'model'):
         if isinstance(weights.get(wrapper), dict):
             weights = weights[wrapper]
     return {
         key: (value.float() if value.is_floating_point() else value).numpy()
         for key, value in weights.items()
+        if isinstance(value, torch.Tensor)
     }
 
 
@@ -186,12 +196,16 @@ _READERS = {
 }
 
 
-def _strip(state_dict):
-    """Without the prefix of a torch DataParallel checkpoint and without batch counters."""
-    kept = {k: v for k, v in state_dict.items() if not k.endswith('num_batches_tracked')}
-    if kept and all(key.startswith('module.') for key in kept):
-        return {key.removeprefix('module.'): value for key, value in kept.items()}
-    return kept
+def _strip(state_dict, ignored=()):
+    """Without the prefix of a torch DataParallel checkpoint, batch counters and ignored keys."""
+    if state_dict and all(key.startswith('module.') for key in state_dict):
+        state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
+    ignored = (r'(^|\.)num_batches_tracked$', *ignored)
+    return {
+        key: value
+        for key, value in state_dict.items()
+        if not any(re.search(pattern, key) for pattern in ignored)
+    }
 
 
 def _leaves(module) -> dict:
@@ -235,7 +249,7 @@ _PARTS = {
 }
 
 
-def _fill(keys, leaves, state_dict, where):
+def _fill(keys, leaves, state_dict, where, what):
     """The tree of `leaves` filled with arrays in our layout; UserError that names what misfits."""
     missing, misshapen, filled = [], [], {}
     for place, key in keys.items():
@@ -258,8 +272,8 @@ def _fill(keys, leaves, state_dict, where):
         raise UserError(
             where,
             '; '.join(faults),
-            f'{len(keys)} tensors, each used once and of our shape',
-            'check --net, its options and the number of classes against the file.',
+            f'the {len(keys)} tensors of {what}, each used once and of our shape',
+            'check the network, its options and the number of classes against the file.',
         )
     return {'params': {}, 'batch_stats': {}, **traverse_util.unflatten_dict(filled)}
 

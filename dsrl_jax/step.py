@@ -30,7 +30,7 @@ def make_train_step(
 
     def train_step(current: state.TrainState, batch: dict, teacher: dict | None = None):
         dropout, sampling = jax.random.split(jax.random.fold_in(root, current.step))
-        view = resize.normalise(batch['target'], config.data)
+        view = resize.normalise(batch['target'], resize.SR_COLOR)
         image = resize.small_input(batch['target'], config.scale, config.data)
         seen = {**batch, 'view': view}
         if guide is not None:
@@ -105,7 +105,7 @@ def make_eval_step(model: nn.Module, config, num_classes: int, *, sr: bool) -> C
             large = resize.normalise(batch['target'], resize.Color((0, 0, 0), (1, 1, 1)))
             small = resize.shrink(large, config.scale)
             for name, value in (
-                ('', resize.denormalise(outputs['sr'], config.data)),
+                ('', resize.denormalise(outputs['sr'], resize.SR_COLOR)),
                 ('bicubic_', jnp.clip(metrics.bicubic(small, config.scale), 0, 1)),
             ):
                 result[f'{name}quality'] = metrics.ImageQuality.from_model_output(

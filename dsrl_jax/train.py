@@ -76,6 +76,12 @@ def train(config, workdir) -> dict | None:
     classes = len(source.classes)
     network = inference.build_network(config, classes)
     inference.check_size(network, config)
+    inference.check_outputs(config, classes)
+    if network.result_stride > 1:
+        expected = 'a network of class scores: the loss of heatmaps is not built'
+        found = f'{config.model.net}, for pose'
+        raise UserError('config.model.net', found, expected, 'choose one.')
+    shapes = inference.abstract_variables(network, config)  # what misfits shows here, unwritten
     teacher = distillation.load_teacher(config, source.classes)
     loss = _make_loss(config, source, network.aux_weight)
     every = _every(config, steps)
@@ -86,12 +92,10 @@ def train(config, workdir) -> dict | None:
         guide = guiding = None
         if teacher:
             settings['kd']['teacher'] = distillation.identity(teacher)
-            loss = distillation.add_terms(loss, config.kd)
+            loss = distillation.add_terms(loss, config)
             guide = distillation.make_guide(teacher, config)
             guiding = jax.device_put(teacher.variables, parallel.replicated(mesh))
-        tx, schedule = optimizer.make_optimizer(
-            config.optimizer, inference.abstract_variables(network, config)['params'], steps
-        )
+        tx, schedule = optimizer.make_optimizer(config.optimizer, shapes['params'], steps)
         state = _initial_state(config, network, tx, mesh, saved, settings)
         start = int(state.step)
         if jax.process_index() == 0:
@@ -208,13 +212,16 @@ def _initial_state(config, network, tx, mesh, saved, settings):
 def _from_encoder(config, variables, weights, sharding):
     """The variables with the encoder of the weights; every other leaf as it was."""
     net, variant = config.model.net, config.model.variant
-    variables, taken = pretrained.init_encoder(net, variables, weights, variant=variant)
-    print(f'{config.model.init_from}: {taken} tensors of the encoder taken')
-    preparation = pretrained.find_table(net, variant=variant).preprocessing
-    color = PREPROCESSING[preparation]
-    if any(color[name] != config.data[name] for name in color):
-        wanted = ' '.join(f'--config.data.{name}={value}' for name, value in color.items())
-        print(f'note: its source prepares images as {preparation}: {wanted}'.replace(', ', ','))
+    start = config.model.init_from
+    variables, taken, table = pretrained.init_encoder(
+        net, variables, weights, source=start, variant=variant
+    )
+    print(f'{start}: {taken} tensors of the encoder taken')
+    known = {name: PREPROCESSING[name] for name in table.preprocessing}
+    if not any(all(color[n] == config.data[n] for n in color) for color in known.values()):
+        for name, color in known.items():
+            fields = ' '.join(f"'--config.data.{n}={value}'" for n, value in color.items())
+            print(f'note: such weights saw images prepared as {name}: {fields}')
     return jax.device_put(variables, sharding)
 
 

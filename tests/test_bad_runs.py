@@ -214,8 +214,8 @@ def test_files_that_are_no_weights(tmp_path, capsys):
     ):
         refused(capsys, converting(tmp_path / name, tmp_path), name, found)
     path = tmp_path / 'text.npz'
-    other = ('convert', '--net=espnet', f'--weights={path}', f'--output={tmp_path / "m"}')
+    other = ('convert', '--net=espnetv', f'--weights={path}', f'--output={tmp_path / "m"}')
     refused(capsys, (*other[:3], f'--output={tmp_path}'), str(tmp_path), 'exists', 'remove it')
     np.savez(path, a=np.ones(3))
-    refused(capsys, other, "'espnet'", "did you mean 'espnetv2'?")
+    refused(capsys, other, "'espnetv'", "did you mean 'espnetv2'?")
     assert not (tmp_path / 'm').exists()

@@ -120,7 +120,7 @@ def test_the_imagenet_classifier_fills_the_whole_encoder_of_the_light_network(re
     state_dict = pretrained.read_weights(path)
     _, variables, _ = shapes(LITE)
     empty = jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan, np.float32), variables)
-    filled, taken = pretrained.init_encoder(LITE, empty, state_dict)
+    filled, taken, _ = pretrained.init_encoder(LITE, empty, state_dict)
     # All but the last 1x1 convolution, its norm and the classifier of the ImageNet network.
     assert taken == len(state_dict) - 7
     for kind in ('params', 'batch_stats'):

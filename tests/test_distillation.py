@@ -134,7 +134,7 @@ def test_total_is_the_weighted_sum_and_a_weight_of_zero_drops_its_term():
     config = configs.base()
     for pixel, pair in ((3.0, 0.7), (3.0, 0.0), (0.0, 0.7)):
         config.kd.pixel, config.kd.pair = pixel, pair
-        loss = jax.jit(distillation.add_terms(losses.make_loss(config), config.kd))
+        loss = jax.jit(distillation.add_terms(losses.make_loss(config), config))
         terms = loss(outputs, batch, step=jnp.asarray(0), key=jax.random.key(0))
         wanted = {'ce', 'total'} | {n for n in ('pixel', 'pair') if config.kd[n]}
         assert {name.removeprefix('kd_') for name in terms} == wanted

@@ -287,10 +287,37 @@ def test_mistakes_in_the_options_are_user_errors(options, message):
         build(**{'mode': 'full', **options})
 
 
-def test_a_network_without_scores_is_refused():
-    model = models.create('espnetv2_classifier', num_classes=10, dsrl='full', width=0.5)
-    with pytest.raises(UserError, match='without a map `scores`'):
-        jax.eval_shape(lambda: model.init(jax.random.key(0), images(size=(32, 32))))
+class Odd(nn.Module):
+    """Returns whatever it is told to."""
+
+    result: object
+    multiple = 1
+
+    def __call__(self, image, train=False):
+        return self.result
+
+
+@pytest.mark.parametrize(
+    ('result', 'message'),
+    [
+        (1, 'returns no map `scores`'),
+        ({'logits': 1}, 'returns no map `scores`'),
+        ({'scores': 1, 'resize': 'half_pixels'}, "did you mean 'half_pixel'"),
+        ({'scores': 1}, 'model.tap'),
+    ],
+)
+def test_what_a_network_returns_is_checked(result, message):
+    model = dsrl.wrap(Odd(result), num_classes=CLASSES)
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), images()))
+
+
+def test_a_classifier_and_a_network_without_train_are_refused():
+    with pytest.raises(UserError, match=r'resnet18.*a classifier.*model\.init_from'):
+        models.create('resnet18', num_classes=10, dsrl='full')
+    module = nn.Dense(3)
+    with pytest.raises(UserError, match='Dense without train'):
+        dsrl.wrap(module, num_classes=3, stride=1)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():

@@ -86,7 +86,7 @@ def test_two_classes_are_enough():
 def test_espnet_starts_from_the_encoder_of_espnet_c():
     state = golden_weights.state_dict(GOLDEN / 'ESPNet_C.keys.json')
     fresh = jax.tree.map(lambda leaf: np.full(leaf.shape, -7.0), shapes('espnet')[0])
-    started, taken = pretrained.init_encoder('espnet', fresh, state)
+    started, taken, _ = pretrained.init_encoder('espnet', fresh, state)
     changed = {
         jax.tree_util.keystr(path)
         for path, leaf in jax.tree.leaves_with_path(started)

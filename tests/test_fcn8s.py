@@ -39,11 +39,11 @@ def test_cost(size, conv2d, macs):
     assert round(report['macs']['inference'] / 1e9, 3) == macs
 
 
-@pytest.mark.parametrize('size', [(16, 16), (32, 48), (368, 480)])
+@pytest.mark.parametrize('size', [(16, 16), (32, 48), (360, 480)])
 def test_contract(size):
     module, _, out = shapes(size)
     assert (module.score_stride, module.feature_stride) == (1, 8)
-    eighth, sixteenth = [n // 8 for n in size], [n // 16 for n in size]
+    eighth, sixteenth = [n // 8 for n in size], [-(-n // 16) for n in size]
     assert out['scores'].shape == (1, *size, 19) and out['resize'] == 'half_pixel'
     assert out['features'].shape == (1, *eighth, 19)
     assert out['low'].shape == (1, *eighth, 256) and out['high'].shape == (1, *sixteenth, 512)
@@ -138,8 +138,8 @@ def test_the_option_switches_dropout_off():
 @pytest.mark.parametrize(
     'change, message',
     [
-        ({'size': (40, 48)}, 'multiples of 16'),
-        ({'size': (32, 56)}, 'found 32x56'),
+        ({'size': (44, 48)}, 'multiples of 8'),
+        ({'size': (32, 60)}, 'found 32x60'),
         ({'variant': 'at_onec'}, "did you mean 'at_once'"),
     ],
 )

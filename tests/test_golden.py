@@ -18,19 +18,25 @@ from dsrl_jax.ops import resize
 FOLDER = pathlib.Path(os.environ.get('DSRL_REFERENCE', pathlib.Path(__file__).with_name('golden')))
 
 
-@pytest.mark.parametrize('stem', GOLDEN)
+@pytest.fixture(scope='module', params=GOLDEN)
+def stem(request):
+    """One set after the other: the arrays of all at once would fill several GiB."""
+    yield request.param
+    for cached in (forward, variables, weights, stored):
+        cached.cache_clear()
+    jax.clear_caches()
+
+
 def test_eval(stem):
     outputs, _ = forward(stem, train=False)
     check(stem, 'eval', outputs, EVAL_BOUND)
 
 
-@pytest.mark.parametrize('stem', GOLDEN)
 def test_train(stem):
     outputs, _ = forward(stem, train=True)
     check(stem, 'train', outputs, DEEP_BOUND if stem in DEEP else TRAIN_BOUND)
 
 
-@pytest.mark.parametrize('stem', GOLDEN)
 def test_running_statistics_after_one_step(stem):
     """Pins the momentum and the unbiased variance at the first, a middle and the last norm."""
     name, options, _ = GOLDEN[stem]
@@ -46,7 +52,6 @@ def test_running_statistics_after_one_step(stem):
     assert checked == len(after)
 
 
-@pytest.mark.parametrize('stem', GOLDEN)
 def test_to_torch_is_the_exact_inverse(stem):
     name, options, _ = GOLDEN[stem]
     given = weights(stem)

@@ -84,7 +84,7 @@ def test_the_imagenet_network_of_the_same_authors_fills_the_encoder():
     state_dict = {k: v for k, v in state_dict.items() if not k.startswith('final_layer')}
     state_dict['stage4.2.fuse_layers.1.2.0.weight'] = np.ones((8, 16, 1, 1), np.float32)
     state_dict['classifier.weight'] = np.ones((1000, 2048), np.float32)
-    filled, taken = pretrained.init_encoder('hrnet_w32', zeros, state_dict, **options)
+    filled, taken, _ = pretrained.init_encoder('hrnet_w32', zeros, state_dict, **options)
     assert taken == len(jax.tree.leaves(zeros)) - 2
     means = {
         name: {leaf.mean() for leaf in jax.tree.leaves(tree)}

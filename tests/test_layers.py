@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from dsrl_jax.errors import UserError
 from dsrl_jax.models import folding
 from dsrl_jax.models.layers import BatchNorm, Conv, Convention, ConvNorm, NormAct, PReLU, Style
 
@@ -113,8 +114,16 @@ def test_batch_norm_is_global_over_devices_and_float32_for_bfloat16():
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize('shape', [(2, 3, 3, 2), (1, 1, 1, 2)])
-def test_a_constant_map_stays_finite_and_a_batch_of_one_pixel_too(shape):
+def test_one_value_a_channel_is_no_batch():
+    """It would train to a constant and send the running variance to 0; torch refuses it too."""
+    module, x = BatchNorm(), jnp.full((1, 1, 1, 2), 7.0)
+    variables = module.init(jax.random.key(0), x)
+    with pytest.raises(UserError, match=r'data\.batch_size.*at least 2'):
+        train(module, variables, x)
+
+
+@pytest.mark.parametrize('shape', [(2, 3, 3, 2), (2, 1, 1, 2)])
+def test_a_constant_map_stays_finite_and_one_of_one_pixel_too(shape):
     module, x = BatchNorm(), jnp.full(shape, 7.0)
     variables = module.init(jax.random.key(0), x)
     value, grad = jax.jit(jax.value_and_grad(lambda x: train(module, variables, x)[0].sum()))(x)

@@ -94,7 +94,7 @@ def test_init_encoder_takes_the_encoder_and_leaves_the_rest(source, wrapped):
     kwargs = {'sr': True} if wrapped else {}
     shapes = jax.eval_shape(functools.partial(module.init, **kwargs), jax.random.key(0), image)
     fresh = jax.tree.map(lambda leaf: np.full(leaf.shape, -7, leaf.dtype), shapes)
-    started, taken = pretrained.init_encoder('espnetv2', fresh, state)
+    started, taken, _ = pretrained.init_encoder('espnetv2', fresh, state)
     assert jax.tree.structure(started) == jax.tree.structure(fresh)
     loaded = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(started)}
     changed = {path for path, leaf in loaded.items() if not (leaf == -7).all()}

@@ -60,7 +60,7 @@ def test_multiply_accumulates(name, variant, size, branch, giga):
     ],
 )
 def test_contract(variant, size, grid):
-    module = pspnet.PSPNet
+    module = pspnet.PSPNet(19)
     assert (module.score_stride, module.feature_stride, module.aux_weight) == (8, 8, 0.4)
     _, out = shapes('pspnet_resnet18', size, variant=variant)
     assert out['scores'].shape == out['aux']['aux'].shape == (2, *grid, 19)
@@ -127,7 +127,8 @@ def test_dropout_drops_whole_channels_of_what_the_classifier_reads_and_not_of_fe
         ({'size': (34, 64)}, 'multiples of 8, or 1 more'),
         ({'size': (32, 71)}, 'found 32x71'),
         ({'variant': 'semsge'}, "did you mean 'semseg'"),
-        ({'depth': 34}, 'depth of ResNet'),
+        ({'output_stride': 4}, 'output_stride'),
+        ({'depth': 34}, "option of pspnet_resnet18: found 'depth'"),
     ],
 )
 def test_mistakes_are_named(change, message):

@@ -77,7 +77,12 @@ TABLES = {
         _COINCHEUNG,
         classes='conv_out.conv_out.weight',
         backbone='resnet18',
-        preprocessing='bisenet_coincheung',
+        preprocessing=('bisenet_coincheung',),
     ),
-    'ooooverflow': Table(_OOOOVERFLOW, classes='conv.weight', backbone='resnet18'),
+    'ooooverflow': Table(
+        _OOOOVERFLOW,
+        classes='conv.weight',
+        backbone='resnet18',
+        ignored=(r'^context_path\.features\.',),
+    ),
 }

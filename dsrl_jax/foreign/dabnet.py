@@ -16,5 +16,9 @@ _RENAMES = (
     (r'^classifier$', 'classifier.0.conv'),
 )
 TABLES = {
-    '': Table(_RENAMES, classes='classifier.0.conv.weight', preprocessing='dabnet_cityscapes')
+    '': Table(
+        _RENAMES,
+        classes='classifier.0.conv.weight',
+        preprocessing=('dabnet_cityscapes', 'dabnet_camvid'),
+    )
 }

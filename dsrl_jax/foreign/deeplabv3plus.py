@@ -51,6 +51,6 @@ EFFICIENTNET_LITE0 = {
         renames=((r'^encoder\.', 'backbone.'), *efficientnet_lite.ENCODER),
         classes='decoder.classifier.weight',
         backbone='efficientnet_lite0',
-        preprocessing='tensorflow_lite',
+        preprocessing=('tensorflow_lite',),
     )
 }

@@ -24,6 +24,6 @@ TABLES = {
             (r'^classifier$', '_fc'),
         ),
         classes='_fc.weight',
-        preprocessing='tensorflow_lite',
+        preprocessing=('tensorflow_lite',),
     )
 }

@@ -21,6 +21,6 @@ TABLES = {
         ),
         classes='transposed_conv.weight',
         axis=1,
-        preprocessing='unit',
+        preprocessing=('unit',),
     )
 }

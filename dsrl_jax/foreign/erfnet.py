@@ -14,7 +14,7 @@ TABLES = {
             (r'conv1x3_(\d)\.norm$', r'bn\1'),
             (r'(\.merge)?\.norm$', '.bn'),
         ),
-        preprocessing='unit',
+        preprocessing=('unit',),
         classes='decoder.output_conv.weight',
     )
 }

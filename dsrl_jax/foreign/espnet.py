@@ -24,7 +24,7 @@ _ESPNET = Table(
         *_LAYERS,
     ),
     classes='encoder.classifier.conv.weight',
-    preprocessing='espnet_cityscapes',
+    preprocessing=('espnet_cityscapes', 'espnet_camvid'),
     backbone='espnet_c',
 )
 TABLES = {'train': _ESPNET, 'test': _ESPNET}
@@ -32,6 +32,6 @@ ESPNET_C = {
     '': Table(
         renames=((r'^encoder\.', ''), (r'^classifier$', 'classifier.conv'), *_LAYERS),
         classes='classifier.conv.weight',
-        preprocessing='espnet_cityscapes',
+        preprocessing=('espnet_cityscapes', 'espnet_camvid'),
     )
 }

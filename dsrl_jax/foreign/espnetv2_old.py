@@ -16,5 +16,6 @@ TABLES = {
         ),
         classes='project_l1.1.conv.weight',
         backbone='espnetv2_classifier',
+        preprocessing=('espnet_cityscapes',),
     )
 }

@@ -2,5 +2,5 @@
 
 from dsrl_jax.foreign.table import Table
 
-_TABLE = Table(renames=((r'^encoder\.', ''),), classes='score_fr.weight', preprocessing='caffe')
+_TABLE = Table(renames=((r'^encoder\.', ''),), classes='score_fr.weight', preprocessing=('caffe',))
 TABLES = {'staged': _TABLE, 'at_once': _TABLE}

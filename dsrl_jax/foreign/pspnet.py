@@ -39,7 +39,7 @@ _SKD = Table(
     classes='head.weight',
     backbone='resnet101',
     counters=False,
-    preprocessing='caffe',
+    preprocessing=('caffe',),
 )
 RESNET101 = {'semseg': _SEMSEG, 'skd': _SKD}
 RESNET18 = {

@@ -16,4 +16,6 @@ class Table(NamedTuple):
     axis: int = 0  # that axis
     backbone: str | None = None  # our classifier whose `encoder` is this network's too
     counters: bool = True  # its norms count their batches (num_batches_tracked)
-    preprocessing: str = 'imagenet'  # how it prepares images: a key of that module's table
+    # how it prepares images, keys of that module's table; several where it depends on the data set
+    preprocessing: tuple[str, ...] = ('imagenet',)
+    ignored: tuple[str, ...] = ()  # regexes of keys that repeat others or that nothing reads

@@ -34,20 +34,18 @@ from dsrl_jax.models.dsrl import wrap
 from dsrl_jax.models.layers import Convention, Style
 from dsrl_jax.ops.convolution import FORMS
 
-__all__ = ['NETWORKS', 'Convention', 'Style', 'create']
+__all__ = ['CLASSIFIERS', 'NETWORKS', 'Convention', 'Style', 'create']
 
 NETWORKS = {
     'bisenet_resnet18': bisenet.BiSeNet,
     'dabnet': dabnet.DABNet,
     'deeplabv3plus_efficientnet_lite0': deeplabv3plus.EfficientNetLite0,
     'deeplabv3plus_resnet101': deeplabv3plus.ResNet101,
-    'efficientnet_lite0': efficientnet_lite.Classifier,
     'enet': enet.ENet,
     'erfnet': erfnet.ERFNet,
     'espnet': espnet.ESPNet,
     'espnet_c': espnet.ESPNetC,
     'espnetv2': espnetv2.ESPNetv2,
-    'espnetv2_classifier': espnetv2.Classifier,
     'espnetv2_old': espnetv2_old.ESPNetv2Old,
     'fcn8s': fcn8s.FCN8s,
     'hrnet_w32': functools.partial(hrnet.HRNet, width=32),
@@ -55,6 +53,11 @@ NETWORKS = {
     'pspnet_resnet18': functools.partial(pspnet.PSPNet, depth=18, variant='skd'),
     'pspnet_resnet101': functools.partial(pspnet.PSPNet, depth=101),
     'refinenet_resnet101': refinenet.RefineNet,
+}
+# ImageNet networks, whose encoders others share; no score maps, so no DSRL.
+CLASSIFIERS = {
+    'efficientnet_lite0': efficientnet_lite.Classifier,
+    'espnetv2_classifier': espnetv2.Classifier,
     'resnet18': functools.partial(resnet.Classifier, depth=18),
     'resnet50': functools.partial(resnet.Classifier, depth=50),
     'resnet101': functools.partial(resnet.Classifier, depth=101),
@@ -89,9 +92,11 @@ def create(
         conv_impl=errors.lookup({form: form for form in FORMS}, conv_impl, 'model.conv_impl'),
         folded=folded,
     )
-    factory = _import(name) if ':' in name else errors.lookup(NETWORKS, name, 'model.net')
-    known = dict.fromkeys(sorted(set(inspect.signature(factory).parameters) - {'parent', 'name'}))
-    if dropout is not None or 'dropout' in known:
+    factory = _factory(name, dsrl)
+    # What the name fixes is no option; a variant is a default.
+    fixed = {'parent', 'name', *getattr(factory, 'keywords', ())} - {'variant'}
+    known = dict.fromkeys(sorted(set(inspect.signature(factory).parameters) - fixed))
+    if dropout is not None:
         options['dropout'] = dropout
     if 'style' in known:
         options['style'] = style
@@ -102,8 +107,13 @@ def create(
             'float32 and unfolded norms for such a network',
             'give its factory a field `style`, or use float32 and the exact export.',
         )
+    free = {option: None for option in known if option not in ('num_classes', 'style')}
     for option in options:
-        errors.lookup(known, option, f'option of {name}')
+        if option not in known:
+            errors.lookup(free, option, f'option of {name}')
+    if 'num_classes' not in known:
+        expected = 'a factory with a field `num_classes`'
+        raise errors.UserError('model.net', f'{name!r} without it', expected, 'add the field.')
     network = factory(num_classes=num_classes, **options)
     if dsrl is None:
         return network
@@ -119,16 +129,29 @@ def create(
     )
 
 
+def _factory(name, dsrl):
+    if ':' in name:
+        return _import(name)
+    if dsrl is not None and name in CLASSIFIERS:
+        raise errors.UserError(
+            'model.net',
+            f'{name!r}, a classifier',
+            errors.one_of(NETWORKS),
+            'name it nowhere: its weights start an encoder by model.init_from.',
+        )
+    return errors.lookup(NETWORKS | (CLASSIFIERS if dsrl is None else {}), name, 'model.net')
+
+
 def _import(name):
     path, _, attribute = name.partition(':')
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # as `python -m` does; a console script does not
     try:
         return getattr(importlib.import_module(path), attribute)
-    except (ImportError, AttributeError) as problem:
+    except Exception as problem:  # a mistake in somebody's Python may raise anything
         raise errors.UserError(
             'model.net',
-            f'{name!r} ({problem})',
+            f'{name!r} ({type(problem).__name__}: {problem})',
             'an importable module:factory',
-            'check the spelling and PYTHONPATH.',
+            'correct the module, its spelling or PYTHONPATH.',
         ) from problem

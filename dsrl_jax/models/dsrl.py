@@ -1,12 +1,13 @@
 """DSRL around any network: SSSR replaces its scores, SISR and the transform join in training."""
 
+import inspect
 from collections.abc import Mapping
 
 from flax import linen as nn
 
 from dsrl_jax.errors import UserError, lookup
 from dsrl_jax.models import heads
-from dsrl_jax.models.layers import Convention, Style
+from dsrl_jax.models.layers import CONVENTIONS, Convention, Style
 
 # Which branches a mode builds: SSSR, SISR, feature transform.
 MODES = {
@@ -52,6 +53,9 @@ def wrap(
             'what heights and widths of its input must be multiples of',
             'give stride=, or the class an attribute `multiple`.',
         )
+    if 'train' not in inspect.signature(type(module).__call__).parameters:
+        expected = 'a call (image, train=False)'
+        raise UserError('wrap', f'{type(module).__name__} without train', expected, 'add it.')
     sssr = _known(sssr, ('head', 'width'), 'sssr')
     sisr = _known(sisr, ('activation', 'skip', 'trunk'), 'sisr')
     return DSRL(
@@ -84,6 +88,16 @@ class DSRL(nn.Module):
     multiple: int = 1  # legal heights and widths of the input are multiples of this
 
     @property
+    def result_stride(self):
+        """How many times its result is smaller than the image it is for: 1, or 4 (heatmaps)."""
+        return getattr(self.network, 'result_stride', 1)
+
+    @property
+    def offsets(self):
+        """Legal sizes are a multiple plus one of these."""
+        return getattr(self.network, 'offsets', (0,))
+
+    @property
     def aux_weight(self):
         """Weight of the losses of the network's auxiliary classifiers, as in its original."""
         return getattr(self.network, 'aux_weight', 1.0)
@@ -92,12 +106,13 @@ class DSRL(nn.Module):
     def __call__(self, image, train: bool = False, sr: bool | None = None):
         sr = train if sr is None else sr
         height, width = image.shape[1:3]
-        outputs = self._complete(dict(self.network(image, train=train)))
+        outputs = self._complete(self.network(image, train=train))
         added = {}
         if self.sssr is not None:
-            stride = getattr(self.network, 'result_stride', 1)
-            size = (self.scale * height // stride, self.scale * width // stride)
+            size = tuple(self.scale * n // self.result_stride for n in (height, width))
             added['scores'], added['resize'] = self.sssr(outputs, size, train)
+            if 'aux' in outputs:  # its maps are still brought to size as in the network
+                added['aux_resize'] = outputs['resize']
         if sr and self.sisr is not None:
             added['sr'], sr_feature = self.sisr(outputs, (height, width), train)
         if sr and self.transform is not None:
@@ -109,18 +124,20 @@ class DSRL(nn.Module):
 
     def _complete(self, outputs):
         """The network's dict with defaults for what it need not name."""
-        if 'scores' not in outputs:
+        if not isinstance(outputs, Mapping) or 'scores' not in outputs:
             raise UserError(
                 'model.net',
-                f'a {type(self.network).__name__} without a map `scores`',
-                'a segmentation or pose network',
-                'choose another network, or dsrl=None for this one.',
+                f'a {type(self.network).__name__} that returns no map `scores`',
+                'a network that returns a dict with it',
+                'choose another network, or return one.',
             )
+        named = outputs.get('resize', 'half_pixel')
+        lookup(dict.fromkeys(CONVENTIONS), named, '`resize` of the network')
+        outputs = {**outputs, 'resize': Convention(named)}
         if self.sisr is None:
-            return {'resize': Convention('half_pixel'), **outputs}
+            return outputs
         maps = {name: x for name, x in outputs.items() if getattr(x, 'ndim', 0) == 4}
-        features = lookup(maps, self.features, 'model.tap')
-        return {'resize': Convention('half_pixel'), 'high': features, **outputs}
+        return {'high': lookup(maps, self.features, 'model.tap'), **outputs}
 
 
 def inference_variables(variables: Mapping) -> dict:

@@ -1,5 +1,7 @@
 """ERFNet (Romera et al., T-ITS 2018) as its authors' PyTorch release defines it."""
 
+import functools
+
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -12,11 +14,17 @@ from dsrl_jax.models.layers import (
     NormAct,
     Style,
     check_size,
+    torch_uniform,
+    torch_uniform_transposed,
 )
 from dsrl_jax.ops import resize
 
 _EPSILON = 1e-3  # of every norm
 _DILATIONS = (2, 4, 8, 16)
+# Its training keeps torch's initialisation.
+_conv = functools.partial(Conv, kernel_init=torch_uniform)
+_conv_norm = functools.partial(ConvNorm, kernel_init=torch_uniform)
+_conv_transpose = functools.partial(ConvTranspose, kernel_init=torch_uniform_transposed)
 
 
 class ERFNet(nn.Module):
@@ -48,7 +56,7 @@ class ERFNet(nn.Module):
         x = NonBottleneck(style=style, name='decoder4')(x, train)
         features = NonBottleneck(style=style, name='decoder5')(x, train)
 
-        scores = ConvTranspose(
+        scores = _conv_transpose(
             self.num_classes,
             kernel_size=2,
             padding=0,
@@ -57,7 +65,7 @@ class ERFNet(nn.Module):
             style=style,
             name='classifier',
         )(features)
-        encoder = Conv(self.num_classes, 1, use_bias=True, style=style, name='encoder_classifier')
+        encoder = _conv(self.num_classes, 1, use_bias=True, style=style, name='encoder_classifier')
         return {
             'scores': scores,
             'features': features,
@@ -99,7 +107,7 @@ class Down(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         added = self.features - x.shape[-1]
-        y = Conv(added, stride=2, padding=1, use_bias=True, style=self.style, name='conv')(x)
+        y = _conv(added, stride=2, padding=1, use_bias=True, style=self.style, name='conv')(x)
         y = jnp.concatenate([y, resize.max_pool(x, 2, 2)], axis=-1)
         return NormAct('relu', self.style, _EPSILON, name='merge')(y, train)
 
@@ -124,8 +132,8 @@ class NonBottleneck(nn.Module):
 
     def _pair(self, x, number, dilation, activation, train):
         common = {'dilation': dilation, 'use_bias': True, 'style': self.style}
-        column = Conv(x.shape[-1], (3, 1), **common, name=f'conv3x1_{number}')
-        row = ConvNorm(
+        column = _conv(x.shape[-1], (3, 1), **common, name=f'conv3x1_{number}')
+        row = _conv_norm(
             x.shape[-1],
             (1, 3),
             **common,
@@ -138,7 +146,7 @@ class NonBottleneck(nn.Module):
 
 def _up(features, style, name):
     """[B, H, W, C] -> [B, 2H, 2W, features]: 3x3 transposed convolution, norm, ReLU."""
-    return ConvNorm(
+    return _conv_norm(
         features,
         stride=2,
         transposed=True,

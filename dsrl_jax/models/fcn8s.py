@@ -20,12 +20,13 @@ _BORDER = 100
 
 
 class FCN8s(nn.Module):
-    """Class scores [B, H, W, num_classes] of images [B, H, W, 3]; H, W multiples of 16.
+    """Class scores [B, H, W, num_classes] of images [B, H, W, 3]; H, W multiples of 8.
 
-    Returns the dict of a segmentation network.  The original takes any size; multiples of 16 give
-    the other maps their exact share of the image once the border is cut off: `low` (pool3) and
+    Returns the dict of a segmentation network.  The original takes any size; multiples of 8 give
+    the other maps their share of the image once the border is cut off: `low` (pool3) and
     `features` (the fused scores that the last layer enlarges) at 1/8, `high` (conv5_3, before
-    pool5) at 1/16.  What is left of the shifted grid: their cells lie 3 pixels up and left.
+    pool5) at 1/16, rounded up.  What is left of the shifted grid: their cells lie 3 pixels up and
+    left.
     """
 
     num_classes: int
@@ -35,14 +36,14 @@ class FCN8s(nn.Module):
 
     score_stride = 1
     feature_stride = 8
-    multiple = 16
+    multiple = 8
 
     @nn.compact
     def __call__(self, image, train: bool = False):
         check_size(image, self.multiple)
         factor4, factor3 = lookup(VARIANTS, self.variant, 'variant')
         height, width = image.shape[1:3]
-        eighth, sixteenth = (height // 8, width // 8), (height // 16, width // 16)
+        eighth, sixteenth = (height // 8, width // 8), (-(-height // 16), -(-width // 16))
         maps = VGG16(self.dropout, self.style, name='encoder')(image, train)
 
         # The offsets 5, 9 and 31 bring each skip, and the result, under the enlarged map.

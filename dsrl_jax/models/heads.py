@@ -51,7 +51,7 @@ class OfficialDeconv(nn.Module):
                 style=self.style,
                 name=f'up{step}',
             )(x, train)
-        return x, Convention('half_pixel')
+        return x[:, : size[0], : size[1]], Convention('half_pixel')
 
 
 class Bilinear(nn.Module):
@@ -88,7 +88,7 @@ class DepthwiseDeconv(nn.Module):
                 style=self.style,
                 name=f'up{step}',
             )(x)
-        return x, Convention('half_pixel')
+        return x[:, : size[0], : size[1]], Convention('half_pixel')
 
 
 class DeconvFeatures(nn.Module):
@@ -114,6 +114,7 @@ class DeconvFeatures(nn.Module):
                 style=self.style,
                 name=f'up{step}',
             )(x, train)
+        x = x[:, : size[0], : size[1]]
         scores = Conv(self.num_classes, 1, use_bias=True, style=self.style, name='classifier')(x)
         return scores, Convention('half_pixel')
 
@@ -158,26 +159,25 @@ class SISR(nn.Module):
 
     @nn.compact
     def __call__(self, outputs, size, train: bool = False):
-        # Fewer steps, from a larger map, where the size cannot be halved as often.
         steps = _steps(outputs, 'high', size, 'the SISR branch')
-        while any(n % 2**steps for n in size):
-            steps -= 1
-        x = _fit(outputs, 'high', _divided(size, steps))
-        joining = None
-        if self.skip and outputs.get('low') is not None:
+        # Thinned before it is resized: a deep map has up to 2048 channels.
+        x = self._block(self.trunk, 1, 'reduce')(outputs['high'], train)
+        x = _fit(x, _foot(size, steps), outputs)
+        x = self._block(self.trunk, 3, 'trunk')(x, train)
+        low, joining = outputs.get('low') if self.skip else None, None
+        if low is not None:
             # A `low` no finer than the start joins there.
             joining = max(0, steps - _steps(outputs, 'low', size, 'sisr.skip'))
-            low = _fit(outputs, 'low', _divided(size, steps - joining))
-        x = self._block(self.trunk, 1, 'reduce')(x, train)
-        x = self._block(self.trunk, 3, 'trunk')(x, train)
+            low = self._block(_SKIP_WIDTH, 1, 'skip')(low, train)
         for step in range(steps + 1):
             if step == joining:
-                thin = self._block(_SKIP_WIDTH, 1, 'skip')(low, train)
+                thin = _fit(low, x.shape[1:3], outputs)
                 x = jnp.concatenate([x, thin], axis=-1)
             if step < steps:
                 width = max(_DECODER_FLOOR, self.trunk >> (step + 1))
                 x = self._block(4 * width, 3, f'up{step}')(x, train)
                 x = convolution.depth_to_space(x, 2)
+        x = x[:, : size[0], : size[1]]
         return self._espcn(x)
 
     def _espcn(self, x):
@@ -219,18 +219,13 @@ _ACTIVATIONS = {'tanh': jnp.tanh, 'relu': jax.nn.relu}
 def _ladder(outputs, name, size, where):
     """The map `name` of outputs, [B, h, w, C], and how many x2 steps lead from it to `size`.
 
-    A map that is not exactly that much smaller (an odd one of a pyramid that rounds up, say) is
-    resized bilinearly, by the network's own convention.
+    The steps are the nearest power of two, so the same for every size a network takes.  A map that
+    is not exactly that much smaller, rounded up (a pyramid may round its own way), is resized
+    bilinearly first, by the network's own convention; the steps then end at `size` or up to a
+    step's width beyond, which the caller cuts off.
     """
     steps = _steps(outputs, name, size, where)
-    if any(n % 2**steps for n in size):
-        raise UserError(
-            where,
-            f'an output of {size[0]}x{size[1]}',
-            f'a height and width that {2**steps} divides, for its {steps} steps',
-            'choose another input size, or sssr.head=bilinear.',
-        )
-    return _fit(outputs, name, _divided(size, steps)), steps
+    return _fit(outputs[name], _foot(size, steps), outputs), steps
 
 
 def _steps(outputs, name, size, where):
@@ -248,12 +243,12 @@ def _steps(outputs, name, size, where):
     return found
 
 
-def _divided(size, steps):
-    return tuple(n >> steps for n in size)
+def _foot(size, steps):
+    """Where a ladder of x2 steps to `size` begins: size / 2^steps, rounded up."""
+    return tuple(-(-n // 2**steps) for n in size)
 
 
-def _fit(outputs, name, size):
-    x = outputs[name]
+def _fit(x, size, outputs):
     if x.shape[1:3] == size:
         return x
     return resize.bilinear(x, size, convention=outputs['resize'])

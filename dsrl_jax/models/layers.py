@@ -35,12 +35,15 @@ class Style:
     folded: bool = False
 
 
+CONVENTIONS = ('align_corners', 'half_pixel')  # see ops.resize.bilinear
+
+
 @jax.tree_util.register_static
 class Convention(str):
     """Name of a resize convention; has no leaves, so a dict that holds it passes through jit."""
 
     def __new__(cls, name: str):
-        if name not in ('align_corners', 'half_pixel'):
+        if name not in CONVENTIONS:
             raise ValueError(f'unknown resize convention {name!r}')
         return super().__new__(cls, name)
 
@@ -139,6 +142,13 @@ class BatchNorm(nn.Module):
         if not train:
             gain = scale * jax.lax.rsqrt(var + self.epsilon)
             return ((x - row(mean, x)) * row(gain, x) + row(bias, x)).astype(self.style.dtype)
+        if x.size == channels and not self.is_initializing():
+            raise UserError(
+                'data.batch_size',
+                f'one value a channel at {"/".join(self.path)}, a norm behind a global mean',
+                'a batch of at least 2 in training',
+                'raise it.',
+            )
         y, mean, var = normalise(x, scale, bias, mean, self.epsilon)
         if not self.is_initializing():
             n = x.size // channels
@@ -252,14 +262,15 @@ def global_mean(x):
         return x.mean((1, 2), keepdims=True, dtype=wide).astype(x.dtype)
 
 
-def check_size(image, multiple: int) -> None:
-    """Raise UserError unless height and width of image [B, H, W, 3] are multiples of that."""
+def check_size(image, multiple: int, offsets: tuple[int, ...] = (0,)) -> None:
+    """Raise UserError unless H and W of image [B, H, W, 3] are a multiple plus one of `offsets`."""
     height, width = image.shape[1:3]
-    if height % multiple or width % multiple:
+    if height % multiple not in offsets or width % multiple not in offsets:
         raise UserError(
             'input size',
             f'{height}x{width}',
-            f'height and width multiples of {multiple}',
+            f'height and width multiples of {multiple}'
+            + ''.join(f', or {offset} more' for offset in offsets if offset),
             'change the size of the input in the config.',
         )
 

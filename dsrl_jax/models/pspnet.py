@@ -10,8 +10,16 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dsrl_jax.errors import UserError, lookup
-from dsrl_jax.models.layers import Conv, Convention, ConvNorm, Dropout, Style, torch_uniform
+from dsrl_jax.errors import lookup
+from dsrl_jax.models.layers import (
+    Conv,
+    Convention,
+    ConvNorm,
+    Dropout,
+    Style,
+    check_size,
+    torch_uniform,
+)
 from dsrl_jax.models.resnet import ResNet
 from dsrl_jax.ops import resize
 
@@ -52,6 +60,7 @@ VARIANTS = {
 class PSPNet(nn.Module):
     """Class scores [B, H/8, W/8, num_classes] of images [B, H, W, 3]; H, W are 8k or 8k + 1.
 
+    That is at `output_stride` 8, as published; 16 costs a quarter.
     `features` [B, H/8, W/8, C/4] is the map before the last 1x1, C the channels of layer4.  From
     8k + 1 pixels align_corners brings the k + 1 scores exactly onto every eighth pixel; `skd` makes
     k + 1 of 8k too.  `width` multiplies the ResNet's channels, and pyramid and heads, which
@@ -63,22 +72,36 @@ class PSPNet(nn.Module):
     num_classes: int
     depth: int = 101
     width: float = 1.0
+    output_stride: int = 8
     variant: str = 'semseg'
     dropout: float | None = None
     style: Style = Style()
 
-    score_stride = 8
-    feature_stride = 8
-    multiple = 8
+    offsets = (0, 1)
     aux_weight = 0.4
+
+    @property
+    def multiple(self):
+        """Legal heights and widths are multiples of this, or 1 more."""
+        return self.output_stride
+
+    @property
+    def score_stride(self):
+        """Stride of `scores`, or one row and column more."""
+        return self.output_stride
+
+    @property
+    def feature_stride(self):
+        """Stride of `features`, as of the scores."""
+        return self.output_stride
 
     @nn.compact
     def __call__(self, image, train: bool = False):
-        _check_size(image, self.multiple)
+        check_size(image, self.multiple, self.offsets)
         definition = lookup(VARIANTS, self.variant, 'variant')
         maps = ResNet(
             self.depth,
-            output_stride=8,
+            output_stride=self.output_stride,
             stem='deep',
             dilate_first=True,
             ceil_mode=definition.ceil_mode,
@@ -169,14 +192,3 @@ class Head(nn.Module):
             name='classifier',
         )
         return classifier(Dropout(0.1, self.dropout, channels=True)(features, train)), features
-
-
-def _check_size(image, multiple):
-    height, width = image.shape[1:3]
-    if height % multiple > 1 or width % multiple > 1:
-        raise UserError(
-            'input size',
-            f'{height}x{width}',
-            f'height and width multiples of {multiple}, or 1 more',
-            'change the size of the input in the config.',
-        )

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dsrl_jax.errors import lookup
-from dsrl_jax.models.layers import ConvNorm, Dropout, Style, check_size, global_mean, he_normal
+from dsrl_jax.models.layers import (
+    ConvNorm,
+    Dropout,
+    Style,
+    check_size,
+    global_mean,
+    he_normal,
+    torch_uniform,
+)
 from dsrl_jax.ops import resize
 
 # depth -> blocks of layer1 to layer4, and whether they are bottlenecks
@@ -157,6 +165,8 @@ class Classifier(nn.Module):
         maps = encoder(image, train)
         wide = maps['c5'].astype(jnp.promote_types(maps['c5'].dtype, jnp.float32))
         pooled = Dropout(0.0, self.dropout)(global_mean(wide)[:, 0, 0], train)
-        logits = nn.Dense(self.num_classes, dtype=pooled.dtype, name='classifier')(pooled)
+        logits = nn.Dense(
+            self.num_classes, dtype=pooled.dtype, kernel_init=torch_uniform, name='classifier'
+        )(pooled)
         named = {'low': maps['c2'], 'features': maps['c5'], 'high': maps['c5']}
         return {'logits': logits, **maps, **named}

@@ -74,6 +74,11 @@ class Color(NamedTuple):
     order: str = 'rgb'  # or 'bgr'
 
 
+# The picture that the SR branch gives, whatever the network's own preprocessing: the weight of its
+# error means the same for all.
+SR_COLOR = Color((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
 def small_input(target, factor, color):
     """The network's input from the large view: uint8 [B, sH, sW, 3] -> float32 [B, H, W, 3].
 
