@@ -51,13 +51,6 @@ def real_data() -> pathlib.Path:
     return folder
 
 
-@pytest.fixture(scope='module', autouse=True)
-def forget_programs():
-    """Compiled programs of one file are of no use to the next: they stay in the cache on disk."""
-    yield
-    jax.clear_caches()
-
-
 @pytest.fixture(scope='session')
 def tiny_run(tmp_path_factory) -> pathlib.Path:
     """The workdir of a finished run of TINY_RUN; copy it before changing anything in it."""

@@ -197,7 +197,8 @@ GAMMA = 'base_net.level1.bn.weight'
 def test_weights_that_do_not_fit_the_network(change, named, tmp_path, capsys):
     weights = golden_weights.state_dict(GOLDEN / 'ESPNetv2_s2.0_20.keys.json') | change
     np.savez(tmp_path / 'w.npz', **{k: v for k, v in weights.items() if v is not None})
-    refused(capsys, converting(tmp_path / 'w.npz', tmp_path), 'espnetv2', 'check --net', *named)
+    named = ('espnetv2', 'check the network', *named)
+    refused(capsys, converting(tmp_path / 'w.npz', tmp_path), *named)
 
 
 def test_files_that_are_no_weights(tmp_path, capsys):

@@ -28,7 +28,7 @@ MAPS = {
 def traced(size=(64, 96), **options):
     """Shapes of variables and of a training step's outputs in bfloat16, and {path: convolution}."""
     module = models.create(NAME, num_classes=CLASSES, dtype='bfloat16', **options)
-    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
     convolutions = {}
 
     def note(call, args, kwargs, context):
@@ -82,10 +82,10 @@ def test_multiply_accumulates_of_the_scores(variant, size, expected):
 def test_contract_of_the_outputs(variant):
     variables, out, _ = traced(variant=variant)
     channels, strides = MAPS[variant]
-    assert out['scores'].shape == (1, 8, 12, CLASSES)
-    assert out['features'].shape == (1, 8, 12, channels)
-    assert out['low'].shape == (1, 16, 24, 64) and out['high'].shape == (1, 2, 3, 512)
-    maps = {name: (1, 64 // stride, 96 // stride, CLASSES) for name, stride in strides.items()}
+    assert out['scores'].shape == (2, 8, 12, CLASSES)
+    assert out['features'].shape == (2, 8, 12, channels)
+    assert out['low'].shape == (2, 16, 24, 64) and out['high'].shape == (2, 2, 3, 512)
+    maps = {name: (2, 64 // stride, 96 // stride, CLASSES) for name, stride in strides.items()}
     assert {name: x.shape for name, x in out['aux'].items()} == maps
     assert {leaf.dtype for leaf in jax.tree.leaves(out)} == {jnp.dtype('bfloat16')}
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
@@ -96,7 +96,7 @@ def test_contract_of_the_outputs(variant):
 @pytest.mark.parametrize('variant', ['torchseg', 'ooooverflow'])
 def test_maps_meet_where_the_size_is_no_multiple_of_32(variant):
     _, out, _ = traced((40, 72), variant=variant)
-    assert out['scores'].shape == (1, 5, 9, CLASSES) and out['high'].shape == (1, 2, 3, 512)
+    assert out['scores'].shape == (2, 5, 9, CLASSES) and out['high'].shape == (2, 2, 3, 512)
 
 
 @pytest.mark.parametrize('variant', MAPS)

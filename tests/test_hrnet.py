@@ -76,15 +76,14 @@ def test_every_convolution_starts_with_deviation_0_001():
 
 def test_the_imagenet_network_of_the_same_authors_fills_the_encoder():
     """It fuses into every branch to the end, goes on from there, and has no heatmaps."""
-    options = {'num_classes': 17, 'width': 4}
-    variables = built(width=4)[1]
+    variables = built()[1]
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables)
     ones = jax.tree.map(np.ones_like, zeros)
-    state_dict = pretrained.to_torch('hrnet_w32', ones, **options)
+    state_dict = pretrained.to_torch('hrnet_w32', ones, num_classes=17)
     state_dict = {k: v for k, v in state_dict.items() if not k.startswith('final_layer')}
     state_dict['stage4.2.fuse_layers.1.2.0.weight'] = np.ones((8, 16, 1, 1), np.float32)
     state_dict['classifier.weight'] = np.ones((1000, 2048), np.float32)
-    filled, taken, _ = pretrained.init_encoder('hrnet_w32', zeros, state_dict, **options)
+    filled, taken, _ = pretrained.init_encoder('hrnet_w32', zeros, state_dict)
     assert taken == len(jax.tree.leaves(zeros)) - 2
     means = {
         name: {leaf.mean() for leaf in jax.tree.leaves(tree)}

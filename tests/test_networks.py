@@ -116,9 +116,9 @@ def test_sizes_change_no_parameter_and_the_compute_type_is_kept(name, options):
     """What is trained at one size is evaluated at another; 368x480 is the paper's CamVid."""
     module = models.create(name, num_classes=CLASSES, dsrl='full', dtype='bfloat16', **options)
     trees = []
-    for wanted in ((64, 96), (368, 480), (360, 480), (713, 713)):
-        if any(n % module.multiple not in module.offsets for n in wanted):
-            continue
+    others = [(713, 713)] if 1 in module.offsets else [(368, 480), (96, 160)]
+    legal = [n for n in others if all(m % module.multiple in module.offsets for m in n)]
+    for wanted in ((64, 96), legal[0]):
         image = jax.ShapeDtypeStruct((2, *wanted, 3), jnp.float32)
         init = functools.partial(module.init_with_output, train=True)
         outputs, variables = jax.eval_shape(init, jax.random.key(0), image)
@@ -183,7 +183,6 @@ def test_one_step_of_dsrl_moves_every_leaf_that_has_a_gradient(name):
     before, after = (
         traverse_util.flatten_dict(tree, sep='/') for tree in (variables['params'], after.params)
     )
-    jax.clear_caches()  # of up to 134 million parameters each
     still = {path for path in before if np.array_equal(before[path], after[path])}
     assert still == {f'network/{path}' for path in UNUSED.get(name, ())}
 
