@@ -108,9 +108,10 @@ def test_four_devices_equal_one():
 def test_bfloat16_is_close_to_float32():
     (step, state), (step_half, _) = prepared(), prepared('bfloat16')
     (_, terms), (_, half) = step(state, batch_of()), step_half(state, batch_of())
-    for name in ('ce', 'mse', 'fa', 'total'):
+    # The few pixels of a tiny map leave the affinity 2 to 4 % apart, whatever form convolves.
+    for name, tolerance in {'ce': 5e-3, 'mse': 5e-3, 'fa': 0.06, 'total': 0.01}.items():
         assert half[name].dtype == jnp.float32
-        np.testing.assert_allclose(half[name], terms[name], rtol=0.03)
+        np.testing.assert_allclose(half[name], terms[name], rtol=tolerance)
 
 
 def test_average_follows_the_weights():

@@ -34,6 +34,11 @@ class Style:
     conv_impl: str = 'auto'
     folded: bool = False
 
+    @property
+    def platform(self) -> str:
+        """The platform that conv_impl names, else the backend at hand."""
+        return convolution.platform(self.conv_impl)
+
 
 CONVENTIONS = ('align_corners', 'half_pixel')  # see ops.resize.bilinear
 
@@ -149,7 +154,7 @@ class BatchNorm(nn.Module):
                 'a batch of at least 2 in training',
                 'raise it.',
             )
-        y, mean, var = normalise(x, scale, bias, mean, self.epsilon)
+        y, mean, var = normalise(x, scale, bias, mean, self.epsilon, self.style.platform)
         if not self.is_initializing():
             n = x.size // channels
             self._keep(kept_mean, mean)
@@ -174,7 +179,7 @@ class PReLU(nn.Module):
     def __call__(self, x, train: bool = False):
         shape = (1 if self.shared else x.shape[-1],)
         slope = self.param('slope', nn.initializers.constant(0.25), shape, jnp.float32)
-        return prelu(x, slope.astype(x.dtype))
+        return prelu(x, slope.astype(x.dtype), self.style.platform)
 
 
 class Dropout(nn.Module):

@@ -43,7 +43,7 @@ def affinity_loss(
     pixel where `mask` [B,h,w] is False leave the sum and the count; no pair left gives 0.
 
     `sampling`, of the N^2 pairs (N = h w) of the grid given:
-      exact          all, `tile` rows against all columns at a time: O(N (C + tile)) memory
+      exact          all, `tile` columns against all rows at a time: O(N (C + tile)) memory
       pool8          the same; the name says that the caller pooled both maps to 1/8 (1/4096 of the
                      pairs of the finer map)
       grid8          every `subsample`-th row and column of pixels from a random phase, all pairs
@@ -202,20 +202,24 @@ def _strips(rows, columns, split, keep, tile):
     batch, count, channels = rows.shape
     other = _negate(columns, split)
 
-    def strip(part):
-        difference = _einsum('bic,bjc->bij', part, other)
-        gradient = _einsum('bij,bjc->bic', jnp.sign(difference), other[..., :keep])
-        return jnp.sum(jnp.abs(difference), axis=2), gradient
+    # All rows against `tile` columns: both products of a strip have R rows.  A strip of few rows
+    # against all columns would sum N terms into a result too small to fill a GPU.
+    def strip(found, part):
+        size, gradient = found
+        difference = _einsum('bic,bjc->bij', rows, part)
+        size += jnp.sum(jnp.abs(difference), axis=2)
+        gradient += _einsum('bij,bjc->bic', jnp.sign(difference), part[..., :keep])
+        return (size, gradient), None
 
-    strips = -(-count // tile)
+    found = jnp.zeros((batch, count), rows.dtype), jnp.zeros((batch, count, keep), rows.dtype)
+    strips = -(-other.shape[1] // tile)
     if strips == 1:
-        size, gradient = strip(rows)
+        (size, gradient), _ = strip(found, other)
     else:
-        length = -(-count // strips)  # even strips; rows of zeros fill the last, D and sign(D) 0
-        parts = jnp.pad(rows, ((0, 0), (0, strips * length - count), (0, 0)))
+        length = -(-other.shape[1] // strips)  # even strips; the last is filled with zeros, D = 0
+        parts = jnp.pad(other, ((0, 0), (0, strips * length - other.shape[1]), (0, 0)))
         parts = parts.reshape(batch, strips, length, channels).swapaxes(0, 1)
-        size, gradient = lax.map(strip, parts)
-        gradient = gradient.swapaxes(0, 1).reshape(batch, strips * length, keep)[:, :count]
+        (size, gradient), _ = lax.scan(strip, found, parts)
     gradient = jnp.pad(gradient, ((0, 0), (0, 0), (0, channels - keep)))
     return jnp.sum(size), gradient
 

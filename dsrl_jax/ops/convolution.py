@@ -3,7 +3,8 @@
 Every form computes the same sums. `lax` is the plain one, read by the MAC counter; the others
 avoid what the compilers do badly: depthwise and grouped convolutions on a CPU (hundreds of times
 slower than shifted slices), the gradients of dilated convolutions on a GPU (7 to 28 times slower)
-and the gradient of zero insertion in transposed ones (25 times on a GPU, 15 on a CPU).
+and the gradient of zero insertion in transposed ones (25 times on a GPU, 15 on a CPU).  No fast
+form convolves a map spread out with zeros (`lhs_dilate`), forward or backward.
 """
 
 import functools
@@ -12,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-FORMS = ('auto', 'lax', 'shift', 's2b', 'block')
+PLATFORMS = ('cpu', 'gpu', 'tpu')  # 'auto' and these choose a form, the others are one
+FORMS = ('auto', *PLATFORMS, 'lax', 'shift', 's2b', 'block', 'split', 'phases')
 
 
 def conv(x, kernel, *, stride=1, padding=0, dilation=1, groups=1, impl='auto'):
@@ -21,8 +23,10 @@ def conv(x, kernel, *, stride=1, padding=0, dilation=1, groups=1, impl='auto'):
     padding is a number or ((top, bottom), (left, right)) zeros. Products are summed in float32.
     impl 'lax' plain; 'shift' one weighted shifted slice a tap; 's2b' space to batch (dilation > 1
     at stride 1, else plain); 'block' a dense convolution with a block-diagonal kernel (1 < groups,
-    else plain); 'auto' the fastest measured on the backend. ValueError on another name or on
-    channels that do not fit.
+    else plain); 'split' four of these side by side (groups a multiple of 4, else one); 'phases'
+    plain, with the gradient of a strided input by phases instead of zero insertion; 'cpu', 'gpu',
+    'tpu' the fastest measured there, 'auto' that of the backend at hand. ValueError on another name
+    or on channels that do not fit.
     """
     if impl not in FORMS:
         raise ValueError(f'impl {impl!r}: expected one of {", ".join(FORMS)}')
@@ -31,16 +35,21 @@ def conv(x, kernel, *, stride=1, padding=0, dilation=1, groups=1, impl='auto'):
         raise ValueError(f'kernel {kernel.shape} in {groups} groups does not fit {x.shape}')
     kernel = kernel.astype(x.dtype)
     pads = _pads(padding)
-    if impl == 'auto':
-        impl = _fastest(jax.default_backend(), kernel.shape, groups, dilation, stride)
+    where = platform(impl)
+    if impl in ('auto', *PLATFORMS):
+        impl = _fastest(where, kernel.shape, groups, dilation, stride)
     if impl == 'shift' and width == 1 and features == groups > 1:
-        return _depthwise(x, kernel, stride, pads, dilation)
+        return _depthwise(x, kernel, stride, pads, dilation, where)
     if impl == 'shift':
         return _shift(x, kernel, stride, pads, dilation, groups)
     if impl == 's2b' and dilation > 1 and stride == 1 and kh * kw > 1:
         return _space_to_batch(x, kernel, pads, dilation, groups)
-    if impl == 'block' and groups > 1:
+    if impl == 'split' and groups % 4 == 0:
+        return _split(x, kernel, stride, pads, dilation, groups)
+    if impl in ('block', 'split') and groups > 1:
         return _lax(x, _block_diagonal(kernel, groups), stride, pads, dilation, 1)
+    if impl == 'phases' and stride > 1 and dilation == groups == 1:
+        return _strided(x, kernel, stride, pads)
     return _lax(x, kernel, stride, pads, dilation, groups)
 
 
@@ -74,31 +83,7 @@ def conv_transpose(x, kernel, *, stride=2, padding=1, output_padding=1, groups=1
             dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
             feature_group_count=groups,
         )
-    # Output stride*m + phase reads input m + offset through kernel row phase + padding -
-    # stride*offset: over all offsets and phases one contiguous run of rows, so a pad and a reshape
-    # split the kernel, without a gather.
-    pads, shape = [], []
-    for axis, (n, k) in enumerate(zip(x.shape[1:3], (kh, kw))):
-        last = (stride - 1 + padding) // stride
-        first = -((k - 1 - padding) // stride)
-        before = stride * last - padding
-        after = (last - first + 1) * stride - k - before
-        kernel = lax.pad(
-            kernel,
-            jnp.zeros((), kernel.dtype),
-            [(before, after, 0) if a == axis else (0, 0, 0) for a in range(5)],
-        )
-        shape += [last - first + 1, stride]
-        pads.append((-first, -(-size[axis] // stride) - n + last))
-    kernel = kernel.reshape(*shape, *kernel.shape[2:])[::-1, :, ::-1]
-    # [offsets, phases, offsets, phases, Ci/groups, groups, Co/groups] -> groups, phases, features
-    kernel = kernel.transpose(0, 2, 4, 5, 1, 3, 6)
-    kernel = kernel.reshape(shape[0], shape[2], channels // groups, -1)
-    y = conv(x, kernel, padding=tuple(pads), groups=groups, impl=impl)
-    if groups > 1:
-        y = y.reshape(*y.shape[:3], groups, stride * stride, features).swapaxes(3, 4)
-        y = y.reshape(*y.shape[:3], -1)
-    return depth_to_space(y, stride)[:, : size[0], : size[1]]
+    return _phases(x, kernel, stride, size, (padding, padding), impl)
 
 
 def depth_to_space(x, r):
@@ -115,14 +100,19 @@ def space_to_depth(x, r):
     return x.reshape(b, h // r, w // r, r * r * c)
 
 
-def pixel_sums(*maps):
+def platform(impl):
+    """The platform that a form is for: its own name, or the backend at hand."""
+    return impl if impl in PLATFORMS else jax.default_backend()
+
+
+def pixel_sums(*maps, where):
     """Sums over batch and pixels of maps [B, ..., C] of one shape and type -> [maps, C].
 
     On a CPU one variadic reduction over the pixels: a third of the programs to compile and of the
     time. A GPU would write the maps to memory first (9 products: twice the time), and merges
     separate sums by itself. The batch is summed apart: a sharded variadic reduction would gather.
     """
-    if jax.default_backend() != 'cpu':
+    if where != 'cpu':
         return jnp.stack([jnp.sum(a, tuple(range(a.ndim - 1))) for a in maps])
     zero = jnp.zeros((), maps[0].dtype)
     pixels = tuple(range(1, maps[0].ndim - 1))
@@ -132,22 +122,28 @@ def pixel_sums(*maps):
     return jnp.sum(jnp.stack(sums, axis=1), axis=0)
 
 
-def _fastest(backend, shape, groups, dilation, stride):
+def _fastest(where, shape, groups, dilation, stride):
     """The form to use, from forward plus backward times of 3x3 and 1x1 cases on each backend."""
     kh, kw, width, _ = shape
     if kh * kw == 1:
-        return 'shift'  # one matrix product, batched over the groups
-    if backend == 'tpu':
+        # One matrix product, batched over the groups, which a CPU would transpose for it (256
+        # channels in 4 groups, 32x64 pixels: 2.1 ms, split 0.8).
+        return 'split' if where == 'cpu' and groups % 4 == 0 and width > 1 else 'shift'
+    if where == 'tpu':
         return 'lax'  # not measured: the compiler's own forms are the safe choice
     if width == 1 and groups > 1:
-        return 'shift' if backend == 'cpu' or dilation > 1 else 'lax'
+        # Strided on a GPU: not timed; plain autodiff would insert zeros and dilate, one group each.
+        return 'shift' if where == 'cpu' or dilation * stride > 1 else 'lax'
     if groups > 1:
         # Narrow groups leave matrix units idle anyway: the zeros of a dense kernel cost less than
         # the grouped convolution (3x3, 256 -> 64 in 64 groups, 16x64x128 pixels on an H100: 0.24
-        # against 1.1 ms; 2x32x64 pixels on two CPU cores: 0.06 against 12 s).
-        return 'block'
+        # against 1.1 ms; 2x32x64 pixels on two CPU cores: 0.06 against 12 s). A CPU, which has no
+        # idle units, gains by fewer zeros (the same layer, one image: 2.9 ms, split 1.0).
+        return 'split' if where == 'cpu' else 'block'
+    if stride > 1:
+        return 'phases'
     # Space to batch mends the gradient on a GPU (0.27 against 1.9 ms); a CPU needs no mending.
-    return 's2b' if backend != 'cpu' and dilation > 1 and stride == 1 else 'lax'
+    return 's2b' if where != 'cpu' and dilation > 1 else 'lax'
 
 
 def _lax(x, kernel, stride, pads, dilation, groups):
@@ -164,6 +160,60 @@ def _lax(x, kernel, stride, pads, dilation, groups):
     )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _strided(x, kernel, stride, pads):
+    """`_lax`; autodiff would convolve dy, spread out with zeros, for the gradient of x."""
+    return _lax(x, kernel, stride, pads, 1, 1)
+
+
+def _strided_forward(x, kernel, stride, pads):
+    return _strided(x, kernel, stride, pads), (x, kernel)
+
+
+def _strided_backward(stride, pads, kept, dy):
+    x, kernel = kept
+    of_kernel = jax.linear_transpose(lambda kernel: _lax(x, kernel, stride, pads, 1, 1), kernel)
+    turned = kernel.swapaxes(2, 3)[:, :, :, None]
+    dx = _phases(dy, turned, stride, x.shape[1:3], [low for low, _ in pads], 'lax')
+    return dx, *of_kernel(dy)
+
+
+_strided.defvjp(_strided_forward, _strided_backward)
+
+
+def _phases(x, kernel, stride, size, padding, impl):
+    """Transposed convolution: x [B, H, W, Ci], [kh, kw, Ci/g, g, Co/g] -> [B, *size, Co].
+
+    `padding` are the rows and columns cut off before the first output.
+    """
+    kh, kw, width, groups, features = kernel.shape
+    # Output stride*m + phase reads input m + offset through kernel row phase + low -
+    # stride*offset: over all offsets and phases one contiguous run of rows, so a pad and a reshape
+    # split the kernel, without a gather.
+    pads, shape = [], []
+    for axis, (n, k, low) in enumerate(zip(x.shape[1:3], (kh, kw), padding)):
+        last = (stride - 1 + low) // stride
+        first = -((k - 1 - low) // stride)
+        before = stride * last - low
+        after = (last - first + 1) * stride - k - before
+        kernel = lax.pad(
+            kernel,
+            jnp.zeros((), kernel.dtype),
+            [(before, after, 0) if a == axis else (0, 0, 0) for a in range(5)],
+        )
+        shape += [last - first + 1, stride]
+        pads.append((-first, -(-size[axis] // stride) - n + last))
+    kernel = kernel.reshape(*shape, *kernel.shape[2:])[::-1, :, ::-1]
+    # [offsets, phases, offsets, phases, Ci/groups, groups, Co/groups] -> groups, phases, features
+    kernel = kernel.transpose(0, 2, 4, 5, 1, 3, 6)
+    kernel = kernel.reshape(shape[0], shape[2], width, -1)
+    y = conv(x, kernel, padding=tuple(pads), groups=groups, impl=impl)
+    if groups > 1:
+        y = y.reshape(*y.shape[:3], groups, stride * stride, features).swapaxes(3, 4)
+        y = y.reshape(*y.shape[:3], -1)
+    return depth_to_space(y, stride)[:, : size[0], : size[1]]
+
+
 def _shift(x, kernel, stride, pads, dilation, groups):
     taps = _taps(x, kernel, stride, pads, dilation)
     if groups > 1 and kernel.shape[2] == 1:
@@ -175,21 +225,20 @@ def _shift(x, kernel, stride, pads, dilation, groups):
     return functools.reduce(jnp.add, (_wide(product(*tap)) for tap in taps)).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _depthwise(x, kernel, stride, pads, dilation):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _depthwise(x, kernel, stride, pads, dilation, where):
     """`_shift` with one output a channel; autodiff would pad and reduce once a tap instead."""
     return _shift(x, kernel, stride, pads, dilation, x.shape[-1])
 
 
-def _depthwise_forward(x, kernel, stride, pads, dilation):
-    return _depthwise(x, kernel, stride, pads, dilation), (x, kernel)
+def _depthwise_forward(x, kernel, stride, pads, dilation, where):
+    return _depthwise(x, kernel, stride, pads, dilation, where), (x, kernel)
 
 
-def _depthwise_backward(stride, pads, dilation, kept, dy):
+def _depthwise_backward(stride, pads, dilation, where, kept, dy):
     x, kernel = kept
-    sums = pixel_sums(
-        *(_wide(tap) * _wide(dy) for tap, _ in _taps(x, kernel, stride, pads, dilation))
-    )
+    taps = _taps(x, kernel, stride, pads, dilation)
+    sums = pixel_sums(*(_wide(tap) * _wide(dy) for tap, _ in taps), where=where)
     # dx is the convolution of dy, spread out by the stride, with the kernel turned round; negative
     # padding crops what only the zeros of the padding saw.
     config = []
@@ -260,6 +309,14 @@ def _space_to_batch(x, kernel, pads, dilation, groups):
     _, h, w, c = y.shape
     y = y.reshape(b, *splits, h, w, c).transpose(0, 3, 1, 4, 2, 5)
     return y.reshape(b, h * splits[0], w * splits[1], c)[:, : out[0], : out[1]]
+
+
+def _split(x, kernel, stride, pads, dilation, groups):
+    """Four convolutions of a quarter of the groups each, their outputs side by side."""
+    impl = 'shift' if kernel.shape[0] * kernel.shape[1] == 1 else 'block'
+    options = {'stride': stride, 'padding': pads, 'dilation': dilation, 'groups': groups // 4}
+    quarters = (lax.split(a, [a.shape[3] // 4] * 4, 3) for a in (x, kernel))
+    return jnp.concatenate([conv(*quarter, **options, impl=impl) for quarter in zip(*quarters)], 3)
 
 
 def _block_diagonal(kernel, groups):

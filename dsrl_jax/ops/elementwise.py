@@ -11,24 +11,25 @@ import jax.numpy as jnp
 from dsrl_jax.ops.convolution import pixel_sums
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def normalise(x, scale, bias, shift, epsilon):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def normalise(x, scale, bias, shift, epsilon, where):
     """Batch norm in training: y, and the mean and biased variance over all but the last axis.
 
     Var = E[(x-s)^2] - (E[x]-s)^2 reads x once; the running mean s keeps the difference from
     cancelling. The gradient is the closed form, in one more pass; mean and variance carry none.
+    `where` is the platform that runs it (convolution.PLATFORMS).
     """
-    return _normalise_forward(x, scale, bias, shift, epsilon)[0]
+    return _normalise_forward(x, scale, bias, shift, epsilon, where)[0]
 
 
-def _normalise_forward(x, scale, bias, shift, epsilon):
+def _normalise_forward(x, scale, bias, shift, epsilon, where):
     centered = x.astype(scale.dtype) - row(shift, x)
     n = x.size // x.shape[-1]
     if n == x.shape[0]:  # one pixel an image: a handful of values, which cancel in one pass
         means = jnp.mean(centered, tuple(range(x.ndim - 1)))[None]
         var = jnp.mean(jnp.square(centered - row(means[0], x)), tuple(range(x.ndim - 1)))
     else:
-        means = pixel_sums(centered, centered * centered) / n
+        means = pixel_sums(centered, centered * centered, where=where) / n
         var = jnp.maximum(means[1] - means[0] * means[0], 0)
     inverse = jax.lax.rsqrt(var + epsilon)
     y = (centered - row(means[0], x)) * row(scale * inverse, x) + row(bias, x)
@@ -36,11 +37,11 @@ def _normalise_forward(x, scale, bias, shift, epsilon):
     return (y, mean, var), (x, scale, mean, inverse)
 
 
-def _normalise_backward(epsilon, kept, cotangents):
+def _normalise_backward(epsilon, where, kept, cotangents):
     x, scale, mean, inverse = kept
     dy, n = cotangents[0], x.size // x.shape[-1]
     unit = (x.astype(scale.dtype) - row(mean, x)) * row(inverse, x)
-    sums = pixel_sums(dy, dy * unit)
+    sums = pixel_sums(dy, dy * unit, where=where)
     centre, slope = sums / n
     dx = (dy - row(centre, x) - unit * row(slope, x)) * row(scale * inverse, x)
     return dx.astype(x.dtype), sums[1], sums[0], jnp.zeros_like(mean)
@@ -49,20 +50,23 @@ def _normalise_backward(epsilon, kept, cotangents):
 normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
-@jax.custom_vjp
-def prelu(x, slope):
-    """x where x > 0, else slope * x. The plain gradient is the same in three times the programs."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def prelu(x, slope, where):
+    """x where x > 0, else slope * x. The plain gradient is the same in three times the programs.
+
+    `where` is the platform that runs it (convolution.PLATFORMS).
+    """
     return jnp.where(x > 0, x, x * row(slope, x))
 
 
-def _prelu_forward(x, slope):
-    return prelu(x, slope), (x, slope)
+def _prelu_forward(x, slope, where):
+    return prelu(x, slope, where), (x, slope)
 
 
-def _prelu_backward(kept, dy):
+def _prelu_backward(where, kept, dy):
     x, slope = kept
     negative = jnp.minimum(x, 0).astype(jnp.promote_types(x.dtype, jnp.float32))
-    dslope = pixel_sums(negative * dy.astype(negative.dtype))[0]
+    dslope = pixel_sums(negative * dy.astype(negative.dtype), where=where)[0]
     if slope.size == 1:
         dslope = jnp.sum(dslope, keepdims=True)
     return jnp.where(x > 0, dy, dy * row(slope, x)), dslope.astype(slope.dtype)

@@ -186,7 +186,8 @@ def _product(matrix, x, axis):
     With out/in = r/q in lowest terms, output r*i + p reads inputs near q*i: a few weighted shifted
     slices a phase p and an interleave replace the dense product, which at 256x512 -> 512x1024 and
     19 channels costs more than a small network, and the gather, whose gradient is a scatter.
-    Ratios without such a pattern take the dense product.
+    Large whole factors weigh all phases of a slice at once (`_blockwise`); other ratios without a
+    short pattern take the dense product.
     """
     out, n = matrix.shape
     if n == out and np.array_equal(matrix, np.eye(n)):
@@ -194,11 +195,17 @@ def _product(matrix, x, axis):
     blocks = math.gcd(n, out)
     r, q = out // blocks, n // blocks
     if r == 1 and np.allclose(matrix, np.kron(np.eye(out), np.full((1, q), 1 / q))):
-        return jnp.mean(x.reshape(*x.shape[:axis], out, q, *x.shape[axis + 1 :]), axis=axis + 1)
+        cells = x.reshape(*x.shape[:axis], out, q, *x.shape[axis + 1 :])
+        if q > 4:
+            return jnp.mean(cells, axis=axis + 1)
+        # Sums of slices join the loop that makes x; a reduction would have it written out first.
+        wide = cells.astype(jnp.promote_types(x.dtype, jnp.float32))
+        parts = (lax.index_in_dim(wide, i, axis + 1, keepdims=False) for i in range(q))
+        return (functools.reduce(jnp.add, parts) / q).astype(x.dtype)
     row, column = np.nonzero(matrix)
     phase, tap = row % r, column - row // r * q
     if len(set(zip(phase, tap))) > 24:
-        return _dense(matrix, x, axis)
+        return (_blockwise if 1 in (r, q) else _dense)(matrix, x, axis)
     weights = np.zeros((r, np.ptp(tap) + 1, blocks))
     weights[phase, tap - tap.min(), row // r] = matrix[row, column]
     low, high = max(0, -tap.min()), max(0, tap.max() + 1 - q)
@@ -217,6 +224,33 @@ def _product(matrix, x, axis):
     if r == 1:
         return phases[0]
     return jnp.stack(phases, axis + 1).reshape(*x.shape[:axis], out, *x.shape[axis + 1 :])
+
+
+def _blockwise(matrix, x, axis):
+    """`_product` for out = r n or n = r out: a few blocks of inputs for each block of outputs.
+
+    Enlarging by 16, an output reads two or three inputs; the dense product reads them all.
+    """
+    out, n = matrix.shape
+    blocks = math.gcd(n, out)
+    r, q = out // blocks, n // blocks
+    parts = matrix.reshape(blocks, r, blocks, q)
+    row, column = np.nonzero(parts.any(axis=(1, 3)))
+    offsets = np.unique(column - row)
+    low, high = max(0, -offsets.min()), max(0, offsets.max())
+    split = x.reshape(*x.shape[:axis], blocks, q, *x.shape[axis + 1 :])
+    split = jnp.pad(split, [(low, high) if a == axis else (0, 0) for a in range(split.ndim)])
+    total = 0
+    for offset in offsets:
+        weight = np.zeros((blocks, r, q))
+        for block in range(max(0, -offset), blocks - max(0, offset)):
+            weight[block] = parts[block, :, block + offset]
+        shape = [1] * x.ndim + [1]
+        shape[axis : axis + 2] = blocks, r * q
+        part = lax.slice_in_dim(split, low + offset, low + offset + blocks, axis=axis)
+        part = part * weight.astype(x.dtype).reshape(shape)
+        total = total + (part if q == 1 else jnp.sum(part, axis + 1))
+    return total.reshape(*x.shape[:axis], out, *x.shape[axis + 1 :])
 
 
 def _dense(matrix, x, axis):
