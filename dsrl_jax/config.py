@@ -21,6 +21,7 @@ CHOICES = {
     'model.conv_impl': ('auto', 'lax', 'shift', 's2b'),
     'data.eval_fit': ('pad', 'resize'),
     'data.order': ('rgb', 'bgr'),
+    'data.resident': ('auto', 'never', 'always'),
     'ce.labels': ('target', 'input'),
     'mse.reduction': ('mean', 'channel_sum'),
     'fa.sampling': ('pool8', 'grid8', 'random_pixels', 'random_rows', 'local', 'exact'),
@@ -70,6 +71,9 @@ def base() -> ml_collections.ConfigDict:
             'eval_batch_size': 8,
             'workers': 2,  # loader processes; 0 reads in this process
             'cache': True,  # keep decoded images in memory
+            # Training images in device memory, views drawn there: auto is on an accelerator where
+            # they fit. Not read by worker processes then.
+            'resident': 'auto',
             'length': 0,  # synthetic: number of scenes; 0: the split's default
             'seed': 0,  # synthetic: which world is drawn
         }
@@ -145,6 +149,8 @@ def base() -> ml_collections.ConfigDict:
     config.ema = 0.0  # decay of the averaged weights that are evaluated; 0: none
     config.steps = 0  # length of the run: steps, or epochs where steps is 0
     config.epochs = 0.0
+    # Training steps in one program where the data is resident; 0: 10, or 1 on a CPU.
+    config.steps_per_dispatch = 0
     config.eval = section(
         {
             'every': 0,  # steps between evaluations; 0: at the end alone
@@ -270,6 +276,14 @@ def load_json(path: str | pathlib.Path) -> ml_collections.ConfigDict:
     config.lock()
     fill(config, saved, str(path))
     return config
+
+
+def parse_size(text: str, where: str = '--size') -> tuple[int, int]:
+    """(height, width) of 'HEIGHTxWIDTH'."""
+    height, _, width = text.partition('x')
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise UserError(where, repr(text), 'HEIGHTxWIDTH', 'write it like 512x1024.')
+    return int(height), int(width)
 
 
 def total_steps(config: ml_collections.ConfigDict, images: int) -> int:

@@ -93,8 +93,9 @@ class Logger:
     def train(self, step: int, scalars: dict) -> None:
         """Hands over the device scalars of step number `step` ({'ce': ..., ...}); call each step.
 
-        They are fetched by the next call, when the device is done with them: the host never waits
-        for the step it has just sent. UserError (on every process) if one is not finite.
+        Arrays [k] are the scalars of the k steps up to it. They are fetched by the next call, when
+        the device is done with them: the host never waits for the steps it has just sent.
+        UserError (on every process) if one is not finite.
         """
         self.flush()
         for value in scalars.values():
@@ -108,12 +109,20 @@ class Logger:
         """Fetches and records what `train` still holds; call it before a checkpoint."""
         if self._pending is None:
             return
-        (step, scalars), self._pending = self._pending, None
-        values = {f'train/{k}': float(v) for k, v in jax.device_get(scalars).items()}
-        bad = {k: v for k, v in values.items() if not math.isfinite(v)}
-        if step % self.every == 0 or step == self.steps or bad:
-            values.update(self._times(step))
-            self._record(step, values)
+        (last, scalars), self._pending = self._pending, None
+        values = {f'train/{k}': np.ravel(v).tolist() for k, v in jax.device_get(scalars).items()}
+        rows = [dict(zip(values, row)) for row in zip(*values.values(), strict=True)]
+        recorded = {}
+        for step, row in enumerate(rows, last - len(rows) + 1):
+            bad = {k: v for k, v in row.items() if not math.isfinite(v)}
+            if step % self.every == 0 or step == self.steps or bad:
+                recorded[step] = row
+            if bad:
+                break
+        for step, row in recorded.items():
+            if step == max(recorded):  # the clocks know when the last of them was done
+                row.update(self._times(last))
+            self._record(step, row)
         if bad:
             raise UserError(
                 f'step {step}',
@@ -121,8 +130,8 @@ class Logger:
                 'finite loss terms',
                 'lower the learning rate, or check labels and weights of these terms.',
             )
-        if step % self.every == 0 or step == self.steps:
-            self._show(step, values)
+        if recorded:
+            self._show(step, row)
 
     def eval(self, name: str, step: int, scores: dict) -> None:
         """Records host scores of the split `name`; arrays (IoU per class) go to the JSONL only."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import pathlib
 import signal
@@ -23,6 +24,7 @@ from dsrl_jax import (
     optimizer,
     parallel,
     pretrained,
+    resident,
 )
 from dsrl_jax import config as configs
 from dsrl_jax import state as states
@@ -41,6 +43,7 @@ RESUME_KEYS = (
     *('seed', 'scale', 'model', 'sssr', 'sisr', 'ce', 'mse', 'fa', 'kd', 'optimizer', 'ema'),
     *('steps', 'epochs', 'data.name', 'data.train_split', 'data.batch_size', 'data.size'),
     *('data.scale_range', 'data.flip', 'data.color', 'data.mean', 'data.std', 'data.order'),
+    'data.resident',  # resolved: drawn on the device, the views are others
 )
 
 
@@ -72,6 +75,7 @@ def train(config, workdir) -> dict | None:
     scored = data.build(config.data, config.data.eval_split)
     check_sample(source)
     check_sample(scored)
+    pipeline.check_views(config.data)
     steps = configs.total_steps(config, len(source))
     classes = len(source.classes)
     network = inference.build_network(config, classes)
@@ -89,6 +93,8 @@ def train(config, workdir) -> dict | None:
     with saved, _Termination() as stopped:
         settings = configs.to_dict(config)
         mesh = parallel.make_mesh()
+        held = resident.hold(source, config.data.resident, mesh)
+        settings['data']['resident'] = 'always' if held else 'never'
         guide = guiding = None
         if teacher:
             settings['kd']['teacher'] = distillation.identity(teacher)
@@ -101,12 +107,8 @@ def train(config, workdir) -> dict | None:
         if jax.process_index() == 0:
             _write_settings(workdir, config, source)
             _overview(state, workdir)
-        everywhere = parallel.replicated(mesh)
-        step_fn = jax.jit(
-            make_train_step(network, tx, loss, config, schedule, guide),
-            donate_argnums=0,
-            out_shardings=(everywhere, everywhere),
-        )
+        train_step = make_train_step(network, tx, loss, config, schedule, guide)
+        program = _programs(train_step, held, config, mesh)
         eval_fn = evaluate.jit_eval_step(network, config, classes, sr=_has_sr(config))
         logger = Logger(
             workdir,
@@ -119,23 +121,16 @@ def train(config, workdir) -> dict | None:
         score = functools.partial(
             _score, config, network, scored, eval_fn, logger, workdir / _eval_folder(config)
         )
-        batches = pipeline.train_batches(
-            source,
-            config.data,
-            seed=config.seed,
-            start=start,
-            batch_size=config.data.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        with logger, contextlib.closing(batches):
-            for step in range(start + 1, steps + 1):
+        dispatches = _dispatches(source, held, config, mesh, start, steps, every)
+        with logger, contextlib.closing(dispatches):
+            step = start
+            while step < steps:
                 with logger.clock('data_wait'):
-                    batch = parallel.to_global(next(batches), mesh)
-                if step == start + 1:
-                    with logger.clock('compile'):
-                        step_fn = step_fn.lower(state, batch, guiding).compile()
-                state, scalars = step_fn(state, batch, guiding)
+                    length, pixels = next(dispatches)
+                with logger.clock('compile'):
+                    run = program(length, state, pixels, guiding)
+                state, scalars = run(state, pixels, guiding)
+                step += length
                 logger.train(step, scalars)
                 last = step == steps or stopped.is_set()
                 if last or step % every == 0:
@@ -149,6 +144,42 @@ def train(config, workdir) -> dict | None:
                 if config.eval.every and step % config.eval.every == 0 and step != steps:
                     score(state)
             return score(state, final=True)
+
+
+def _dispatches(source, held, config, mesh, start, steps, every):
+    """Until the run is done: (how many steps, what they train on): a batch, or the held images."""
+    if held:
+        stops = every, config.eval.every
+        for length in resident.lengths(start, steps, config.steps_per_dispatch, *stops):
+            yield length, held
+        return
+    batches = pipeline.train_batches(
+        source,
+        config.data,
+        seed=config.seed,
+        start=start,
+        batch_size=config.data.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    with contextlib.closing(batches):
+        for batch in itertools.islice(batches, steps - start):
+            yield 1, parallel.to_global(batch, mesh)
+
+
+def _programs(train_step, held, config, mesh):
+    """`program(length, *arguments)`: the compiled step, or so many on held images, made once."""
+    everywhere, made = parallel.replicated(mesh), {}
+    batch = resident.make_batch(held, config, mesh) if held else None
+
+    def program(length, *arguments):
+        if length not in made:
+            run = resident.repeat(train_step, batch, length) if held else train_step
+            jitted = jax.jit(run, donate_argnums=0, out_shardings=(everywhere, everywhere))
+            made[length] = jitted.lower(*arguments).compile()
+        return made[length]
+
+    return program
 
 
 def _score(config, network, source, eval_fn, logger, folder, state, *, final=False) -> dict:

@@ -3,7 +3,7 @@
 Nothing below this folder imports jax or a model: worker processes must not open a device.
 """
 
-from dsrl_jax.data import camvid, folder
+from dsrl_jax.data import camvid, folder, pack
 from dsrl_jax.data.sources import Cached, Joined
 from dsrl_jax.data.synthetic import SyntheticSource
 from dsrl_jax.errors import UserError, lookup
@@ -32,7 +32,12 @@ def _synthetic(config, split):
     )
 
 
-SOURCES = {'camvid': camvid.build, 'folder': folder.build, 'synthetic': _synthetic}
+SOURCES = {
+    'camvid': camvid.build,
+    'folder': folder.build,
+    'packed': pack.build,
+    'synthetic': _synthetic,
+}
 
 
 def _one(config, split):

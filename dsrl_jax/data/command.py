@@ -1,4 +1,4 @@
-"""`dsrl data check | show`: look at a data set before training on it."""
+"""`dsrl data check | pack | show`: look at a data set, or make it quick to read."""
 
 import pathlib
 
@@ -6,30 +6,48 @@ from PIL import Image
 
 from dsrl_jax import config as configs
 from dsrl_jax import data
-from dsrl_jax.data import check, show
+from dsrl_jax.data import check, pack, show
 from dsrl_jax.errors import UserError
 
 
 def flags(parser) -> None:
     """Flags of `dsrl data`."""
-    parser.add_argument('action', choices=('check', 'show'))
+    parser.add_argument('action', choices=tuple(ACTIONS))
     parser.add_argument('--dataset', help='camvid, folder or synthetic')
     parser.add_argument('--root', default='', help='folder of the data set')
     parser.add_argument('--config', help='take everything from this configuration instead')
     parser.add_argument('--split', help='one split, or several joined by +; default: all')
     parser.add_argument('--images', type=int, default=6, help='show: how many')
-    parser.add_argument('--output', help='show: folder for contact_sheet.png and the images')
+    parser.add_argument('--size', help='pack: HEIGHTxWIDTH of all images; default: each its own')
+    parser.add_argument(
+        '--output', help='show: folder for contact_sheet.png and the images; pack: the new folder'
+    )
 
 
 def main(args) -> int:
     """Run the action; 2 where the data set has problems."""
-    config = _data_config(args)
-    if args.action == 'check':
-        splits = args.split.split('+') if args.split else _splits(config)
-        problems = check.report_problems(check.check(config, splits))
-        return 2 if problems else 0
-    if not args.output:
+    if args.action != 'check' and not args.output:
         raise UserError('--output', 'nothing', 'a folder', 'say where to write.')
+    return ACTIONS[args.action](args, _data_config(args))
+
+
+def _check(args, config) -> int:
+    problems = check.report_problems(check.check(config, _splits(args, config)))
+    return 2 if problems else 0
+
+
+def _pack(args, config) -> int:
+    config.cache = False  # each element is read once
+    size = configs.parse_size(args.size) if args.size else None
+    sources = {split: data.build(config, split) for split in _splits(args, config)}
+    pack.write(sources, args.output, name=config.name, size=size)
+    if size:
+        print(f'labels are {args.size} now: scores on this copy are taken at that size')
+    print(f'read it with --config.data.name=packed --config.data.root={args.output}')
+    return 0
+
+
+def _show(args, config) -> int:
     output = pathlib.Path(args.output)
     if args.split:
         config.train_split = args.split
@@ -44,11 +62,17 @@ def main(args) -> int:
     return 0
 
 
-def _splits(config) -> list[str]:
-    """Every split of the data set that is there."""
+ACTIONS = {'check': _check, 'pack': _pack, 'show': _show}
+
+
+def _splits(args, config) -> list[str]:
+    """The splits asked for, or every one of the data set that is there."""
+    if args.split:
+        return args.split.split('+')
     named = [*config.train_split.split('+'), *config.eval_split.split('+')]
     root = pathlib.Path(config.root)
-    others = [s for s in ('val', 'test') if any((root / f).exists() for f in (s, f'images/{s}'))]
+    places = ('{}', 'images/{}', '{}.json')
+    others = [s for s in ('val', 'test') if any((root / p.format(s)).exists() for p in places)]
     return list(dict.fromkeys([*named, *(others if config.root else [])]))
 
 

@@ -32,19 +32,11 @@ def train_batches(
     batch. Reads size, scale_range, flip, color, fill and workers of the data config.
     """
     rows = _rows(batch_size, process_count, 'batch_size')
-    low, high = config.scale_range
-    if not 0 < low <= high:
-        raise UserError(
-            'data.scale_range', f'{low}, {high}', '0 < low <= high', 'correct the range.'
-        )
-    if not 0 <= config.color < 1:
-        raise UserError(
-            'data.color', str(config.color), 'a strength from 0 to below 1', 'reduce it.'
-        )
+    check_views(config)
     view = functools.partial(
         geometry.random_view,
         size=tuple(config.size),
-        scale_range=(low, high),
+        scale_range=tuple(config.scale_range),
         flip=config.flip,
         color=config.color,
         fill=tuple(config.fill),
@@ -90,6 +82,19 @@ def eval_batches(
     return _iterate(
         dataset[process_index::process_count].batch(rows, drop_remainder=True), config.workers
     )
+
+
+def check_views(config) -> None:
+    """Raise UserError where no training view can be drawn as the data config asks."""
+    low, high = config.scale_range
+    if not 0 < low <= high:
+        raise UserError(
+            'data.scale_range', f'{low}, {high}', '0 < low <= high', 'correct the range.'
+        )
+    if not 0 <= config.color < 1:
+        raise UserError(
+            'data.color', str(config.color), 'a strength from 0 to below 1', 'reduce it.'
+        )
 
 
 def _train_view(element, rng, *, view):

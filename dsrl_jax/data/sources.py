@@ -2,8 +2,9 @@
 
 A source is an object with `len()`, `source[i]` -> {'image': uint8 [H, W, 3], 'label': uint8
 [H, W] (absent where there is none), 'name': str}, `files(i)` -> dict of paths, and the attributes
-`classes` (names), `colors` (RGB triples), `num_classes`, `ignore` (255), `split`. Sources are
-pickled into worker processes, so they hold paths, never open files.
+`classes` (names), `colors` (RGB triples), `num_classes`, `ignore` (255), `split`; one that knows
+sizes without decoding has `image_size(i)`. Sources are pickled into worker processes, so they hold
+paths, never open files.
 """
 
 import dataclasses
@@ -121,6 +122,9 @@ class Joined:
         source, index = self._locate(index)
         return source.files(index)
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        return image_size(*self._locate(index))
+
     def _locate(self, index: int):
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -130,7 +134,10 @@ class Joined:
 
 
 def image_size(source, index: int) -> tuple[int, int]:
-    """(height, width) of one element, from the file's header where there is a file."""
+    """(height, width) of one element, undecoded where the source or the file's header says it."""
+    known = getattr(source, 'image_size', None)
+    if known is not None:
+        return known(index)
     path = source.files(index).get('image')
     if path is None:
         return source[index]['image'].shape[:2]

@@ -52,6 +52,10 @@ class SyntheticSource:
         """No item lies on disk."""
         return {}
 
+    def image_size(self, index):
+        """Every scene is drawn at one size."""
+        return self.size
+
 
 # Strength of the fine, medium and coarse grain of each class, as shares of its brightness.
 _GRAIN = {
