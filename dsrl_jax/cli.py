@@ -18,6 +18,7 @@ VERBS = {
     'convert': ('dsrl_jax.convert', "bring another project's weights into a model directory"),
     'data': ('dsrl_jax.data.command', 'check, list and show a data set'),
     'flops': ('dsrl_jax.flops', 'parameters and multiply-adds, with and without the head'),
+    'bench': ('dsrl_jax.bench', 'speed, latency, compile time and memory; beside PyTorch'),
     'compare': ('dsrl_jax.compare', 'one report of several training runs'),
 }
 

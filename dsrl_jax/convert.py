@@ -62,7 +62,8 @@ def main(args) -> int:
     config = configs.base()
     config.scale = 1  # the network alone: its input is the view
     config.model.update(net=args.net, dsrl='none', **options)
-    config.data.update(name='', size=_size(args.size), eval_fit='resize', **preprocessing)
+    size = configs.parse_size(args.size)
+    config.data.update(name='', size=size, eval_fit='resize', **preprocessing)
     classes = _classes(args.classes, outputs)
     config.model.num_classes = outputs
     config.lock()
@@ -78,13 +79,6 @@ def main(args) -> int:
     print(f'model.jaxexport: arg-max equal at {report["stablehlo_agreement"]:.4%} of pixels')
     print(f'written to {args.output}')
     return 0
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition('x')
-    if not (height.isdigit() and width.isdigit() and int(height) * int(width)):
-        raise UserError('--size', repr(text), 'HEIGHTxWIDTH', 'write it like 512x1024.')
-    return int(height), int(width)
 
 
 def _classes(name: str | None, outputs: int) -> dict[str, tuple[int, int, int]]:

@@ -7,6 +7,7 @@ import argparse
 import json
 
 from dsrl_jax import costs, paper_costs
+from dsrl_jax.config import parse_size
 from dsrl_jax.errors import UserError
 from dsrl_jax.models import heads
 
@@ -55,7 +56,8 @@ def main(args) -> int:
         found = str(given['num_classes'])
         raise UserError('--num_classes', found, 'at least 1', 'leave it out for 20.')
     options = {name: given[name] for name in _OPTIONS if name in given}
-    run(args.net, _size(args.size), given.get('num_classes', 20), args.dsrl, args.head, options)
+    size, classes = parse_size(args.size), given.get('num_classes', 20)
+    run(args.net, size, classes, args.dsrl, args.head, options)
     return 0
 
 
@@ -108,10 +110,3 @@ def paper(net: str | None = None) -> list[dict]:
     )
     print(json.dumps({'rows': rows}), flush=True)
     return rows
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition('x')
-    if not (height.isdigit() and width.isdigit() and int(height) * int(width)):
-        raise UserError('--size', repr(text), 'HEIGHTxWIDTH', 'write it like 512x1024.')
-    return int(height), int(width)

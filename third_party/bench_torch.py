@@ -1,0 +1,230 @@
+"""Times a PyTorch peer for `dsrl bench --peer=torch`: one question in, one JSON object out.
+
+    python third_party/bench_torch.py '{"task": "check", "work": {...}}'
+    python third_party/bench_torch.py '{"task": "time", "work": {...}, "variant": {...}, ...}'
+
+`work` holds the fields of dsrl_jax.workload.Workload.  `check` compares full-size scores with ours
+(which run on the CPU) for the same random weights, in float32; `time` answers the first call's
+seconds, the timings of dsrl_jax.timing and the peak of the device's memory.  What runs is what
+dsrl_jax.workload describes: the step with all losses and SGD from a uint8 batch on the device, or
+the float32 input on the device to the class map.  Tuned as one would: cudnn.benchmark, TF32 where
+float32 is asked for, autocast for bfloat16, fused SGD, torch.compile at fixed shapes (CUDA graphs,
+`reduce-overhead`, for predictions).
+"""
+
+import json
+import math
+import sys
+import time
+
+import peers
+import torch
+from peers.dsrl import DSRL, inputs, losses, state_dict
+from peers.layers import enlarge
+
+from dsrl_jax import config as configs
+from dsrl_jax import timing
+from dsrl_jax.errors import UserError
+
+DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
+
+
+def main(question: dict) -> dict:
+    """The answer to a question."""
+    if question['task'] == 'check':
+        return check(question['work'])
+    return measure(
+        question['work'], question['variant'], question['latency_batches'], question['budget']
+    )
+
+
+def check(work: dict) -> dict:
+    """Largest difference of the full-size scores of a small image, ours against the peer's, in std.
+
+    Every array is random, statistics of norms too, so that none can be ignored unnoticed.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from dsrl_jax import inference
+    from dsrl_jax.models import heads
+    from dsrl_jax.models.dsrl import inference_variables
+    from dsrl_jax.workload import Workload, configuration
+
+    model = _model(work, training=False)  # first: there may be no such peer
+    small = Workload(**{**work, 'dtype': 'float32', 'kind': 'exact', 'batch': 2})
+    config = configuration(small)
+    network = inference.build_network(config, small.num_classes)
+    unit = network.multiple
+    small = small._replace(size=tuple(min(n, unit * math.ceil(96 / unit)) for n in small.size))
+    shapes = inference_variables(inference.abstract_variables(network, config))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map_with_path(lambda path, x: _random(rng, path[-1].key, x.shape), shapes)
+    image = rng.normal(size=(small.batch, *small.size, 3)).astype(np.float32)
+
+    run = jax.jit(lambda v, x: heads.logits(network.apply(v, x, train=False), small.view))
+    ours = np.asarray(run(variables, jnp.asarray(image)))
+    _set_tf32(False)
+    model.load_state_dict(state_dict(small.net, variables, **small.options))
+    with torch.inference_mode():
+        outputs = model.to(DEVICE).eval()(torch.from_numpy(image).permute(0, 3, 1, 2).to(DEVICE))
+        theirs = peers.logits(outputs, small.view).permute(0, 2, 3, 1).cpu().numpy()
+    difference = float(np.abs(ours - theirs).max() / ours.std())
+    return {'difference': difference, 'torch': torch.__version__}
+
+
+def measure(work: dict, variant: dict, latency_batches: list[int], budget: dict) -> dict:
+    """Timings of one variant: mode eager or compile, memory_format contiguous or channels_last."""
+    torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True
+    _set_tf32(True)
+    memory_format = FORMATS[variant['memory_format']]
+    compiled = variant['mode'] == 'compile'
+    make = training if work['train'] else prediction
+    call = make(work, memory_format, compiled)
+    start = time.perf_counter()
+    wait(call())
+    first = time.perf_counter() - start
+    for _ in range(2):  # the second call records CUDA graphs
+        wait(call())
+    step = timing.throughput(call, wait, **budget)
+    answer = {
+        'step': step._asdict(),
+        'first_seconds': first,
+        'memory': torch.cuda.max_memory_allocated() if DEVICE.type == 'cuda' else None,
+        'latency': {},
+    }
+    if not work['train']:
+        for batch in latency_batches:
+            call = make({**work, 'batch': batch}, memory_format, compiled)
+            for _ in range(3):
+                wait(call())
+            one = timing.latency(call, wait, seconds=budget['seconds'])
+            answer['latency'][str(batch)] = one._asdict()
+    return answer
+
+
+def wait(_result) -> None:
+    """Until the device has done what was queued; a CPU has when the call returns."""
+    if DEVICE.type == 'cuda':
+        torch.cuda.synchronize()
+
+
+def prediction(work: dict, memory_format, compiled: bool):
+    """`call()` -> class map [B, sH, sW] int64 (heatmaps for pose) of an image on the device."""
+    model = _model(work, training=False).to(DEVICE, memory_format=memory_format).eval()
+    image = torch.randn(work['batch'], 3, *work['size'], device=DEVICE)
+    image = image.contiguous(memory_format=memory_format)
+    view = _view(work)
+
+    def predict(image):
+        with _autocast(work):
+            outputs = model(image)
+            if hasattr(model.network, 'result_stride'):
+                return outputs['scores']
+            return enlarge(outputs['scores'], view, outputs['resize']).argmax(1)
+
+    if compiled:
+        predict = torch.compile(predict, mode='reduce-overhead', dynamic=False)
+
+    def call():
+        with torch.inference_mode():
+            return predict(image)
+
+    return call
+
+
+def training(work: dict, memory_format, compiled: bool):
+    """`call()` -> loss of one SGD step on a random uint8 batch on the device."""
+    config = configs.base()
+    model = _model(work, training=True).to(DEVICE, memory_format=memory_format).train()
+    kernels = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.SGD(
+        [{'params': kernels, 'weight_decay': config.optimizer.weight_decay}, {'params': others}],
+        lr=config.optimizer.lr,
+        momentum=config.optimizer.momentum,
+        fused=DEVICE.type == 'cuda',
+    )
+    shape = (work['batch'], *_view(work))
+    target = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, device=DEVICE)
+    label = torch.randint(0, work['num_classes'], shape, device=DEVICE)
+    mask = torch.ones(shape, dtype=torch.bool, device=DEVICE)
+    mean, std = (
+        torch.tensor(config.data[name], device=DEVICE)[:, None, None] for name in ('mean', 'std')
+    )
+
+    def total(image, view):
+        with _autocast(work):
+            terms = losses(
+                model(image),
+                view,
+                label,
+                mask,
+                aux_weight=model.aux_weight,
+                mse_weight=config.mse.weight,
+                fa_weight=config.fa.weight,
+                scale=work['scale'],
+                grid=config.fa.grid,
+            )
+        return terms['total']
+
+    if compiled:
+        total = torch.compile(total, dynamic=False)
+
+    def call():
+        image, view = inputs(target, mean, std, work['scale'])
+        image = image.contiguous(memory_format=memory_format)
+        optimizer.zero_grad(set_to_none=True)
+        loss = total(image, view)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return call
+
+
+def _model(work, *, training):
+    if work['head'] not in (None, 'official_deconv'):
+        raise UserError('--head', repr(work['head']), 'official_deconv', 'leave --head out.')
+    network = peers.create(work['net'], work['num_classes'], **work['options'])
+    mode = work['dsrl']
+    if not training and mode != 'none':
+        mode = 'sssr'  # the branch a prediction needs
+    return DSRL(network, mode=mode, scale=work['scale'])
+
+
+def _view(work):
+    return tuple(work['scale'] * n for n in work['size'])
+
+
+def _autocast(work):
+    return torch.autocast(DEVICE.type, torch.bfloat16, enabled=work['dtype'] == 'bfloat16')
+
+
+def _set_tf32(allowed):
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def _random(rng, name, shape):
+    """Values of a variable of ours, by its name, that keep activations within sight of 1."""
+    if name == 'kernel':
+        values = rng.normal(size=shape) * math.sqrt(2 / math.prod(shape[:-1]))
+    elif name in ('scale', 'var'):
+        values = rng.uniform(0.5, 1.5, shape)
+    elif name == 'slope':
+        values = rng.uniform(0.1, 0.4, shape)
+    else:
+        values = 0.1 * rng.normal(size=shape)
+    return values.astype('float32')
+
+
+if __name__ == '__main__':
+    try:
+        answer = main(json.loads(sys.argv[1]))
+    except UserError as error:
+        answer = {'refused': [error.where, error.found, error.expected, error.remedy]}
+    print(json.dumps(answer), flush=True)
