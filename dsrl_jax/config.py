@@ -26,6 +26,7 @@ CHOICES = {
     'mse.reduction': ('mean', 'channel_sum'),
     'fa.sampling': ('pool8', 'grid8', 'random_pixels', 'random_rows', 'local', 'exact'),
     'fa.q': (1, 2),
+    'fa.transform': ('map', 'grid'),
     'kd.input': ('small', 'view'),
     'sisr.activation': ('tanh', 'relu'),
     'optimizer.name': ('sgd', 'adam'),
@@ -114,6 +115,9 @@ def base() -> ml_collections.ConfigDict:
             'weight': 1.0,
             'sampling': 'pool8',
             'grid': 8,  # cells of the affinity grid are input/grid
+            # Where the 1x1 feature transform works: on the map itself (paper), or on the grid,
+            # which costs next to nothing and averages before the ReLU instead of after.
+            'transform': 'map',
             'q': 1,
             'eps': 1e-4,
             'stop_gradient_sr': False,

@@ -129,6 +129,7 @@ def build_network(config, classes: int, *, folded: bool = False, conv_impl: str 
         scale=config.scale,
         sssr=config.sssr.to_dict(),
         sisr=config.sisr.to_dict(),
+        transform={'grid': config.fa.grid if config.fa.transform == 'grid' else 0},
         tap=model.tap,
         **options,
     )

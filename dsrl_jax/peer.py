@@ -8,9 +8,11 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 
 import dsrl_jax
 from dsrl_jax.errors import UserError
@@ -81,28 +83,33 @@ def measure(path: pathlib.Path, work: Workload, variant: dict, limit: float, **b
 
 def _ask(path, question, limit):
     """The JSON object that the program prints last."""
-    environment = {
-        **os.environ,
-        'JAX_PLATFORMS': 'cpu',  # our side of the comparison; the device is the peer's
-        'PYTHONPATH': os.pathsep.join(filter(None, [*sys.path, str(path.parent.parent)])),
-    }
-    process = subprocess.Popen(
-        [sys.executable, str(path), json.dumps(question)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # so that a compiler's own processes end with it
-    )
-    try:
-        out, err = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
-        return {'failed': f'not finished in {limit:g} s'}
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+    with tempfile.TemporaryDirectory(prefix='dsrl_peer_') as cache:
+        environment = {
+            **os.environ,
+            'JAX_PLATFORMS': 'cpu',  # our side of the comparison; the device is the peer's
+            'PYTHONPATH': os.pathsep.join(filter(None, [*sys.path, str(path.parent.parent)])),
+            # Compiled anew, so that its seconds mean something; and a compiler that was ended in
+            # the middle leaves half files, which would fail the next one.
+            'TORCHINDUCTOR_CACHE_DIR': cache,
+        }
+        process = subprocess.Popen(
+            [sys.executable, str(path), json.dumps(question)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # so that a compiler's own processes end with it
+        )
+        try:
+            out, err = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            return {'failed': f'not finished in {limit:g} s'}
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
     if process.returncode:
-        last = err.strip().splitlines()[-1:] or [f'exit code {process.returncode}']
-        return {'failed': last[0][:300]}
+        lines = err.strip().splitlines() or [f'exit code {process.returncode}']
+        named = [line for line in lines if re.match(r'[\w.]+(Error|Exception)\b', line)]
+        return {'failed': (named or lines)[-1][:300]}
     return json.loads(out.strip().splitlines()[-1])

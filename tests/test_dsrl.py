@@ -10,6 +10,7 @@ from dsrl_jax import models
 from dsrl_jax.errors import UserError
 from dsrl_jax.models import dsrl
 from dsrl_jax.models.folding import fold, norms
+from dsrl_jax.models.heads import FeatureTransform
 from dsrl_jax.models.layers import Conv, Convention, ConvNorm, Style
 
 SIZE, CLASSES = (16, 24), 5
@@ -216,6 +217,17 @@ def test_tap_chooses_the_map_that_the_transform_reads():
     assert kernel('features') == (1, 1, 8, 32) and kernel('narrow') == (1, 1, 4, 32)
     with pytest.raises(UserError, match='one of scores, features, narrow, low, high; did you mean'):
         kernel('narow')
+
+
+def test_the_transform_reads_the_map_or_its_average_on_the_grid(trained):
+    model, variables = trained
+    at_map = model.apply(variables, images(), sr=True)
+    at_grid = build('full', transform={'grid': 8}).apply(variables, images(), sr=True)
+    assert at_map['seg_feature'].shape[1:3] == (4, 6)
+    cells = at_map['features'].reshape(2, 2, 2, 3, 2, -1).mean((2, 4))
+    own = {name: tree['transform'] for name, tree in variables.items()}
+    want = FeatureTransform().apply(own, cells)
+    np.testing.assert_allclose(at_grid['seg_feature'], want, rtol=1e-5, atol=1e-6)
 
 
 def test_options_reach_their_branch():

@@ -77,6 +77,7 @@ def create(
     scale: int = 2,
     sssr: dict | None = None,
     sisr: dict | None = None,
+    transform: dict | None = None,
     tap: str = 'features',
     **options,
 ):
@@ -124,6 +125,7 @@ def create(
         scale=scale,
         sssr=sssr,
         sisr=sisr,
+        transform=transform,
         features=tap,
         style=style,
     )

@@ -8,6 +8,7 @@ from flax import linen as nn
 from dsrl_jax.errors import UserError, lookup
 from dsrl_jax.models import heads
 from dsrl_jax.models.layers import CONVENTIONS, Convention, Style
+from dsrl_jax.ops.resize import pool_to
 
 # Which branches a mode builds: SSSR, SISR, feature transform.
 MODES = {
@@ -28,6 +29,7 @@ def wrap(
     scale: int = 2,
     sssr: Mapping | None = None,
     sisr: Mapping | None = None,
+    transform: Mapping | None = None,
     features: str = 'features',
     stride: int | None = None,
     style: Style | None = None,
@@ -38,7 +40,8 @@ def wrap(
     compares.  `high` (default: that map) feeds the SISR branch, `low` (default: none) is its skip,
     `resize` (default: half_pixel) says how scores reach the input size.  `stride`: legal heights
     and widths of the input are multiples of it (default: the module's own `multiple`).
-    `sssr` holds head and width, `sisr` activation, skip and trunk (heads.sssr, heads.SISR).
+    `sssr` holds head and width, `sisr` activation, skip and trunk (heads.sssr, heads.SISR),
+    `transform` grid: 0, the transform reads the map as it is; else averaged to input/grid first.
     Raises UserError for an unknown mode, scale or option, or a module without a multiple.
     """
     style = style or Style()
@@ -58,6 +61,7 @@ def wrap(
         raise UserError('wrap', f'{type(module).__name__} without train', expected, 'add it.')
     sssr = _known(sssr, ('head', 'width'), 'sssr')
     sisr = _known(sisr, ('activation', 'skip', 'trunk'), 'sisr')
+    transform = _known(transform, ('grid',), 'transform')
     return DSRL(
         network=module,
         sssr=heads.sssr(num_classes=num_classes, style=style, **sssr) if has_sssr else None,
@@ -66,6 +70,7 @@ def wrap(
         scale=scale,
         features=features,
         multiple=stride,
+        grid=transform.get('grid', 0),
     )
 
 
@@ -86,6 +91,7 @@ class DSRL(nn.Module):
     scale: int = 2
     features: str = 'features'
     multiple: int = 1  # legal heights and widths of the input are multiples of this
+    grid: int = 0  # the transform reads its map averaged to input/grid; 0: as it is
 
     @property
     def result_stride(self):
@@ -116,10 +122,10 @@ class DSRL(nn.Module):
         if sr and self.sisr is not None:
             added['sr'], sr_feature = self.sisr(outputs, (height, width), train)
         if sr and self.transform is not None:
-            added |= {
-                'seg_feature': self.transform(outputs[self.features], train),
-                'sr_feature': sr_feature,
-            }
+            read = outputs[self.features]
+            if self.grid:
+                read = pool_to(read, tuple(max(1, n // self.grid) for n in (height, width)))
+            added |= {'seg_feature': self.transform(read, train), 'sr_feature': sr_feature}
         return {**outputs, **added}
 
     def _complete(self, outputs):
