@@ -19,6 +19,7 @@ VERBS = {
     'data': ('dsrl_jax.data.command', 'check, list and show a data set'),
     'flops': ('dsrl_jax.flops', 'parameters and multiply-adds, with and without the head'),
     'bench': ('dsrl_jax.bench', 'speed, latency, compile time and memory; beside PyTorch'),
+    'reproduce': ('dsrl_jax.reproduce', 'ladders over seeds: what DSRL gives, at its true cost'),
     'compare': ('dsrl_jax.compare', 'one report of several training runs'),
 }
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -56,29 +57,18 @@ def evaluate(network, variables, config, source, *, sr: bool, pictures=None, ste
     void pixels counted (`miou_void_counted`), and with `sr` psnr and ssim of the SR image beside
     bicubic enlargement's. `pictures`: folder for overlays of the first and the worst images.
     """
-    parallel.check_divisible(config.data.eval_batch_size, 'data.eval_batch_size')
-    mesh = parallel.make_mesh()
     classes = len(source.classes)
     step = step_fn or jit_eval_step(network, config, classes, sr=sr)
     total = metrics.Confusion.empty(classes)
     quality = {name: metrics.ImageQuality.empty() for name in ('', 'bicubic_')}
-    batches = pipeline.eval_batches(
-        source,
-        config.data,
-        batch_size=config.data.eval_batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
     gallery = _Gallery(config.eval.pictures if pictures else 0)
-    with contextlib.closing(batches):
-        for batch in batches:
-            result = step(variables, parallel.to_global(batch, mesh))
-            total = total.merge(jax.device_get(result['confusion']))
-            if sr:
-                for name in quality:
-                    quality[name] = quality[name].merge(jax.device_get(result[f'{name}quality']))
-            if gallery.wanted:
-                gallery.add(batch, result)
+    for batch, result in _results(step, variables, config, source):
+        total = total.merge(jax.device_get(result['confusion']))
+        if sr:
+            for name in quality:
+                quality[name] = quality[name].merge(jax.device_get(result[f'{name}quality']))
+        if gallery.wanted:
+            gallery.add(batch, result)
     scores = summary(total, source)
     if sr:
         for name, value in quality.items():
@@ -86,6 +76,17 @@ def evaluate(network, variables, config, source, *, sr: bool, pictures=None, ste
     if gallery.wanted:
         gallery.save(pathlib.Path(pictures), source.colors)
     return scores
+
+
+def predictions(network, variables, config, source, *, step_fn=None) -> Iterator[tuple]:
+    """(index, class map, label) of every image of `source` in order, uint8 [H,W] at its own size.
+
+    The prediction is 255 where a background output won. What `detailed.count` reads.
+    """
+    step = step_fn or jit_eval_step(network, config, len(source.classes), sr=False)
+    for batch, result in _results(step, variables, config, source):
+        for row, found, truth in _images(batch, result):
+            yield int(batch['index'][row]), found, truth
 
 
 def jit_eval_step(network, config, classes: int, *, sr: bool):
@@ -143,6 +144,30 @@ def write_scores(scores: dict, folder: pathlib.Path) -> None:
         raise UserError(folder, str(error), 'a folder to write', 'choose --output.') from None
 
 
+def _results(step, variables, config, source) -> Iterator[tuple[dict, dict]]:
+    """(batch on the host, what the step makes of it) of a whole split."""
+    parallel.check_divisible(config.data.eval_batch_size, 'data.eval_batch_size')
+    mesh = parallel.make_mesh()
+    batches = pipeline.eval_batches(
+        source,
+        config.data,
+        batch_size=config.data.eval_batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    with contextlib.closing(batches):
+        for batch in batches:
+            yield batch, step(variables, parallel.to_global(batch, mesh))
+
+
+def _images(batch: dict, result: dict) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(row, prediction, label) of the real images of a batch, [H,W] at their own sizes."""
+    prediction = np.asarray(jax.device_get(result['prediction']))
+    for row in np.flatnonzero(batch['valid']):
+        height, width = batch['size'][row]
+        yield row, prediction[row, :height, :width], batch['label'][row, :height, :width]
+
+
 def _config(saved, args):
     """The model's configuration, its data and eval sections replaced by --config and overrides.
 
@@ -172,13 +197,8 @@ class _Gallery:
 
     def add(self, batch: dict, result: dict) -> None:
         """Look at one batch; keep what belongs in the pictures."""
-        prediction = np.asarray(jax.device_get(result['prediction']))
         sr = np.asarray(result['sr']) if 'sr' in result else None
-        for row in range(len(prediction)):
-            if not batch['valid'][row]:
-                continue
-            height, width = batch['size'][row]
-            truth, found = (m[row, :height, :width] for m in (batch['label'], prediction))
+        for row, found, truth in _images(batch, result):
             known = truth != 255
             accuracy = float((truth == found)[known].mean()) if known.any() else 1.0
             keep_first = len(self.first) < self.wanted

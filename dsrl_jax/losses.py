@@ -90,6 +90,11 @@ def feature_affinity(outputs: dict, mask: jax.Array, config, key: jax.Array) -> 
     seg = resize.pool_to(outputs['seg_feature'], size)
     sr = resize.pool_to(outputs['sr_feature'], size)
     real = resize.pool_to(mask[..., None].astype(jnp.float32), size)[..., 0] > 0.999
+    if fa.shuffle_sr:
+        key, shuffle = jax.random.split(key)
+        order = jax.random.permutation(shuffle, size[0] * size[1])
+        sr, moved = (_reorder(x, order) for x in (sr, real[..., None]))
+        real &= moved[..., 0]
     return affinity_loss(
         seg,
         sr,
@@ -102,6 +107,11 @@ def feature_affinity(outputs: dict, mask: jax.Array, config, key: jax.Array) -> 
         window=fa.window,
         dilation=fa.dilation,
     )
+
+
+def _reorder(x: jax.Array, order: jax.Array) -> jax.Array:
+    """The pixels of [B,h,w,C] in another order [h*w], the same one for the whole batch."""
+    return jnp.take(x.reshape(x.shape[0], -1, x.shape[-1]), order, axis=1).reshape(x.shape)
 
 
 def ramp(weight: float, steps: int, step: jax.Array) -> jax.Array | float:

@@ -105,6 +105,26 @@ class Confusion(clu_metrics.Metric):
         }
 
 
+def mean_iou(counts, classes=None) -> np.ndarray:
+    """Mean IoU, void ignored, of confusion counts [..., K, C] on the host -> float64 [...].
+
+    Rows are the truth; columns from K on are predictions of no class. `classes`: indices of those
+    to average. NaN where none of them is in truth or prediction.
+    """
+    hit, _, union = hits_truths_unions(counts)
+    iou = _ratio(hit, union)
+    iou = iou if classes is None else iou[..., list(classes)]
+    there = ~np.isnan(iou)
+    return _ratio(np.where(there, iou, 0).sum(-1), there.sum(-1))
+
+
+def hits_truths_unions(counts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels of each class right, true, and true or predicted: [..., K, C] -> [..., K] x3 int64."""
+    counts = np.asarray(counts, np.int64)
+    hit, truth = np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1)
+    return hit, truth, truth + counts[..., : counts.shape[-2]].sum(-2) - hit
+
+
 @flax.struct.dataclass
 class ImageQuality(clu_metrics.Metric):
     """Sums over images of PSNR in dB and SSIM, and the number of images."""

@@ -20,6 +20,7 @@ from dsrl_jax.ops import views
 # Shares of a device's memory: what every device may keep whole, and what training leaves at all.
 _WHOLE, _SHARE = 0.1, 0.5
 _UNKNOWN_LIMIT = 4 * 2**30  # bytes, of a device that does not say how many it has (a CPU)
+DISPATCH = 10  # steps in one program, on an accelerator
 _STREAM = 0x44617461  # keeps the draws apart from those of dropout, whose key has the same seed
 
 
@@ -80,9 +81,9 @@ def place(source, mesh, sharded: bool) -> dict:
 
 
 def make_batch(held: dict, config, mesh) -> Callable:
-    """`batch(held, step) -> {'target', 'label', 'mask'}`, the loader's batch of that step.
+    """`batch(held, step, seed) -> {'target', 'label', 'mask'}`, the loader's batch of that step.
 
-    To be called inside jit. Reads seed and the data's size, scale_range, flip, color, fill and
+    To be called inside jit. Reads the data's size, scale_range, flip, color, fill and
     batch_size of the configuration.
     """
     data = config.data
@@ -91,9 +92,8 @@ def make_batch(held: dict, config, mesh) -> Callable:
     taps = views.taps(sizes, scales)
     by_batch = parallel.by_batch(mesh)
 
-    def batch(held, step):
-        # A key of an array would be a constant of the program; made of the seed it is not.
-        order, places = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), _STREAM))
+    def batch(held, step, seed):
+        order, places = jax.random.split(jax.random.fold_in(jax.random.key(seed), _STREAM))
         index = sample(order, step, data.batch_size, held['size'].shape[0])
         index = jax.lax.with_sharding_constraint(index, by_batch)
         image, label, size = (
@@ -133,7 +133,7 @@ def repeat(train_step: Callable, batch: Callable, length: int) -> Callable:
 
     def run(state, held, teacher=None):
         def one(state, _):
-            return train_step(state, batch(held, state.step), teacher)
+            return train_step(state, batch(held, state.step, state.seed), teacher)
 
         # XLA for CPUs runs a convolution inside a loop some thirty times slower than outside.
         return jax.lax.scan(one, state, length=length, unroll=jax.default_backend() == 'cpu')
@@ -150,7 +150,7 @@ def lengths(start: int, steps: int, most: int, *stops: int) -> Iterator[int]:
     """
     if most < 0:
         raise UserError('config.steps_per_dispatch', str(most), 'at least 0', 'correct it.')
-    most = most or (1 if jax.default_backend() == 'cpu' else 10)
+    most = most or (1 if jax.default_backend() == 'cpu' else DISPATCH)
     while start < steps:
         end = min([steps, *((start // stop + 1) * stop for stop in stops if stop)])
         length = most if start + most <= end else 1

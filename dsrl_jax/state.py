@@ -10,9 +10,14 @@ from flax import struct
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything a run needs to go on; the position in the data is `step`."""
+    """Everything a run needs to go on; the position in the data is `step`.
+
+    `seed` (of data order, views on the device, dropout and sampling) is an array too, so that runs
+    which differ in nothing else share one compiled program.
+    """
 
     step: jax.Array
+    seed: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
@@ -34,10 +39,13 @@ def init_variables(model: nn.Module, input_size: tuple[int, int], key: jax.Array
     return {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
 
 
-def create(variables: dict, tx: optax.GradientTransformation, *, ema: bool) -> TrainState:
+def create(
+    variables: dict, tx: optax.GradientTransformation, *, ema: bool, seed: jax.Array | int = 0
+) -> TrainState:
     """The state at step 0."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(seed, jnp.uint32),
         params=variables['params'],
         batch_stats=variables['batch_stats'],
         opt_state=tx.init(variables['params']),

@@ -26,10 +26,11 @@ def make_train_step(
     is made here, on the device. `guide(teacher, target)` gives the outputs of a network whose
     variables are `teacher`; the loss finds them in its batch.
     """
-    root = jax.random.key(config.seed)
 
     def train_step(current: state.TrainState, batch: dict, teacher: dict | None = None):
-        dropout, sampling = jax.random.split(jax.random.fold_in(root, current.step))
+        dropout, sampling = jax.random.split(
+            jax.random.fold_in(jax.random.key(current.seed), current.step)
+        )
         view = resize.normalise(batch['target'], resize.SR_COLOR)
         image = resize.small_input(batch['target'], config.scale, config.data)
         seen = {**batch, 'view': view}

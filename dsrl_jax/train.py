@@ -218,8 +218,8 @@ def _initial_state(config, network, tx, mesh, saved, settings):
     def fresh(key):
         return states.init_variables(network, small, key)
 
-    def create(variables):
-        return states.create(variables, tx, ema=ema)
+    def create(variables, seed):
+        return states.create(variables, tx, ema=ema, seed=seed)
 
     # Philox (rbg) compiles in half the time of the default generator for hundreds of small leaves.
     key = jax.random.key(config.seed, impl='rbg')
@@ -227,7 +227,7 @@ def _initial_state(config, network, tx, mesh, saved, settings):
         checkpoint.compare_configs(saved.config(), settings, RESUME_KEYS)
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-            jax.eval_shape(lambda key: create(fresh(key)), key),
+            jax.eval_shape(lambda key: create(fresh(key), config.seed), key),
         )
         state, step = saved.restore(abstract)
         print(f'resumed at step {step}')
@@ -237,7 +237,7 @@ def _initial_state(config, network, tx, mesh, saved, settings):
     variables = jax.jit(fresh, out_shardings=everywhere)(key)
     if weights:
         variables = _from_encoder(config, variables, weights, everywhere)
-    return jax.jit(create, out_shardings=everywhere)(variables)
+    return jax.jit(create, out_shardings=everywhere)(variables, np.uint32(config.seed))
 
 
 def _from_encoder(config, variables, weights, sharding):

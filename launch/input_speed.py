@@ -81,8 +81,8 @@ def _resident_rate(config, seconds):
     held = resident.hold(source, 'always', mesh)
     batch = jax.jit(resident.make_batch(held, config, mesh))
     steps = iter(range(2**31))
-    jax.block_until_ready(batch(held, next(steps)))
-    run = lambda: jax.block_until_ready(batch(held, next(steps)))  # noqa: E731
+    jax.block_until_ready(batch(held, next(steps), config.seed))
+    run = lambda: jax.block_until_ready(batch(held, next(steps), config.seed))  # noqa: E731
     return _rate(run, config.data.batch_size, seconds)
 
 

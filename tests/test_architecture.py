@@ -20,7 +20,8 @@ VERBS = {module for module, _ in cli.VERBS.values()}
 # Module or package -> all it may import of ours. A package may import its own modules.
 MAY_IMPORT = {
     'errors': (),
-    'config': ('errors',),
+    'defaults': (),
+    'config': ('defaults', 'errors'),
     'ops': (),
     'models': ('ops', 'errors'),
     'foreign': (),
@@ -28,6 +29,9 @@ MAY_IMPORT = {
     'report': ('errors',),
     'losses': ('ops', 'errors'),
     'metrics': ('ops', 'errors'),
+    'boundary': ('errors',),
+    'statistics': ('metrics', 'errors'),
+    'detailed': ('boundary', 'metrics', 'data'),
     'optimizer': ('errors',),
     'state': (),
     'costs': ('models', 'errors'),
@@ -39,7 +43,16 @@ MAY_IMPORT = {
         *('state', 'step', 'errors'),
     ),
     'peer': ('workload', 'errors'),
+    'rungs': ('config', 'costs', 'inference', 'errors'),
+    'contrasts': ('experiment', 'rungs', 'statistics', 'errors'),
     'paper_costs': ('costs', 'models', 'errors'),
+    'paper_tables': ('paper_costs',),
+    'paper_runs': (
+        *('config', 'costs', 'data', 'experiment', 'inference', 'models', 'paper_tables'),
+        *('report', 'errors'),
+    ),
+    'paper_figures': ('config', 'data', 'inference', 'metrics', 'ops', 'report', 'errors'),
+    'photographs': ('data', 'metrics', 'step', 'errors'),
     'distillation': ('inference', 'ops', 'errors'),
     'pretrained': ('models', 'foreign', 'errors'),
     'step': ('losses', 'metrics', 'optimizer', 'state', 'ops'),
@@ -147,6 +160,9 @@ def test_nothing_that_data_reaches_opens_a_device():
 
 def test_verbs_stand_beside_each_other():
     allowed = {('dsrl_jax.train', 'dsrl_jax.evaluate')}
+    # What runs whole experiments stands above the verbs.
+    above = {'experiment': ('train', 'evaluate'), 'ladder': ('export',), 'reproduce': ('train',)}
+    allowed |= {(f'dsrl_jax.{a}', f'dsrl_jax.{b}') for a, verbs in above.items() for b in verbs}
     bad = [
         i
         for i in imports()

@@ -159,3 +159,25 @@ def test_class_weights_by_formula():
     for spec, words in (('1,2', '2 class weights'), ('median', "'median'"), ('segnet', '11')):
         with pytest.raises(UserError, match=words):
             losses.class_weights(spec, pixels, present)
+
+
+def test_shuffled_sr_features_keep_their_values_and_lose_their_places():
+    outputs, batch = example()
+    config = configs.base()
+    config.fa.grid = 8
+    mask = jnp.ones_like(batch['mask'])
+    plain = losses.feature_affinity(outputs, mask, config, KEY)
+    # Equal in both branches: nothing differs until one of them is shuffled.
+    same = {**outputs, 'sr_feature': outputs['seg_feature']}
+    assert losses.feature_affinity(same, mask, config, KEY) < 1e-6
+    config.fa.shuffle_sr = True
+    assert losses.feature_affinity(same, mask, config, KEY) > 0.05
+    again = losses.feature_affinity(outputs, mask, config, KEY)
+    assert again != plain and again == losses.feature_affinity(outputs, mask, config, KEY)
+    # A constant map has no places to lose.
+    flat = {**outputs, 'sr_feature': jnp.ones_like(outputs['sr_feature'])}
+    shuffled = losses.feature_affinity(flat, mask, config, KEY)
+    config.fa.shuffle_sr = False
+    np.testing.assert_allclose(
+        shuffled, losses.feature_affinity(flat, mask, config, KEY), rtol=1e-6
+    )

@@ -217,9 +217,11 @@ def test_sharded_images_give_the_same_batches():
         assert held['image'].shape == ((12 if sharded else 11), 40, 64, 3)
         assert held['image'].sharding.is_fully_replicated != sharded
         step = jax.jit(resident.make_batch(held, settings, mesh))
-        program = step.lower(held, jnp.int32(0)).compile()
+        program = step.lower(held, jnp.int32(0), jnp.uint32(0)).compile()
         texts.append(program.as_text())
-        batches.append([jax.tree.map(np.asarray, program(held, jnp.int32(i))) for i in range(6)])
+        batches.append(
+            [jax.tree.map(np.asarray, program(held, jnp.int32(i), jnp.uint32(0))) for i in range(6)]
+        )
     jax.tree.map(np.testing.assert_array_equal, *batches)
     assert 'u8[12,40,64' not in texts[1] and 'u8[3,40,64' in texts[1]
     shapes = {k: (v.shape, str(v.dtype)) for k, v in batches[0][0].items()}

@@ -147,3 +147,16 @@ def _distance(a, b):
     return np.sqrt(
         sum(float(np.sum(np.square(x - y))) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
     )
+
+
+def test_runs_that_differ_in_their_seed_share_one_program():
+    texts = []
+    for seed in (0, 7):
+        config = tiny(seed=seed, model__net='toy_network:Toy', model__width=1.0)
+        network = inference.build_network(config, CLASSES)
+        shapes = inference.abstract_variables(network, config)
+        tx, schedule = optimizer.make_optimizer(config.optimizer, shapes['params'], 10)
+        state = jax.eval_shape(lambda v, tx=tx: states.create(v, tx, ema=False, seed=1), shapes)
+        step = make_train_step(network, tx, losses.make_loss(config), config, schedule)
+        texts.append(jax.jit(step).lower(state, batch_of()).as_text())
+    assert texts[0] == texts[1]

@@ -5,12 +5,18 @@
     ROOT/SPLITannot/NAME.png class indices 0..10 with 11 = void, or the 32 original colours
                              (NAME.png or NAME_L.png), grouped to 11 as SegNet's labels are
 
+Beside the lists there are parts of them, by drive (the name before the underscore): `fold1_train`
+and `fold1_val` to `fold3_...`, which divide the training list, and `test_Seq05VD`, `test_0001TP`.
+The published val clip lies inside a training drive, so selection is on the folds.
+
 Paths in the lists are relative to ROOT; of an absolute path such as /SegNet/CamVid/train/X.png
 only the last two parts count. A listed .png that is there as .jpg, or the other way, is taken.
 Colours outside the palette are void (one test label holds some two hundred such pixels).
 """
 
+import dataclasses
 import pathlib
+import re
 
 import numpy as np
 
@@ -34,6 +40,21 @@ CLASSES = {
     'Bicyclist': (0, 128, 192),
 }
 
+# Narrow or small things, scored apart.
+THIN = ('Pole', 'SignSymbol', 'Pedestrian', 'Bicyclist')
+
+# (drive, first frame) held out of the training list by folds 1, 2 and 3. The third has a gap in
+# the film before it, so no frame beside a held-out one is trained on.
+FOLDS = (('0006R0', 0), ('0001TP', 0), ('0016E5', 4350))
+TEST_DRIVES = ('Seq05VD', '0001TP')  # never seen in training; the same drive as in training
+
+# Part -> (list, (drive, first frame), whether those frames are the part or what it leaves out).
+PARTS = {
+    **{f'fold{n}_train': ('train', held, False) for n, held in enumerate(FOLDS, 1)},
+    **{f'fold{n}_val': ('train', held, True) for n, held in enumerate(FOLDS, 1)},
+    **{f'test_{drive}': ('test', (drive, 0), True) for drive in TEST_DRIVES},
+}
+
 # The grouping that SegNet's 480x360 labels contain, measured on them; other groupings in use send
 # Bridge, Archway, TrafficCone, Child or Animal to a class and RoadShoulder to Pavement.
 ORIGINAL_COLORS = {
@@ -54,7 +75,9 @@ ORIGINAL_COLORS = {
 
 
 def build(config, split: str) -> PairSource:
-    """The split below `config.root`; mistakes in the listing are in `problems`."""
+    """The split below `config.root`, a list or a name in PARTS; mistakes met are in `problems`."""
+    if split in PARTS:
+        return _part(config, split)
     root = pathlib.Path(config.root).expanduser()
     if not root.is_dir():
         raise UserError(root, 'no such folder', 'the root of CamVid', 'check data.root.')
@@ -132,6 +155,28 @@ def read_list(listing: pathlib.Path) -> tuple[list[Pair], list[UserError]]:
             UserError(listing, 'an empty list', 'lines `image label`', 'restore the list.')
         )
     return pairs, problems
+
+
+def _part(config, split: str) -> PairSource:
+    """The frames of a part, in the order of its list; UserError where the list does not divide."""
+    whole, (drive, first), chosen = PARTS[split]
+    source = build(config, whole)
+    inside = [_within(pair.name, drive, first) for pair in source.pairs]
+    if source.pairs and sum(inside) in (0, len(inside)):
+        raise UserError(
+            pathlib.Path(config.root) / whole,
+            f'{sum(inside)} of {len(inside)} frames of the drive {drive}, frame {first} or later',
+            f'some of them and some others, for {split}',
+            'take the published lists.',
+        )
+    pairs = tuple(pair for pair, held in zip(source.pairs, inside) if held == chosen)
+    return dataclasses.replace(source, pairs=pairs, split=split)
+
+
+def _within(name: str, drive: str, first: int) -> bool:
+    """Is a frame such as 0016E5_04350 or Seq05VD_f00030 of the drive, from `first` on?"""
+    parts = re.fullmatch(r'([^_]+)_f?(\d+)', name)
+    return parts is not None and parts[1] == drive and int(parts[2]) >= first
 
 
 def _resolve(root: pathlib.Path, entry: str, where: str) -> pathlib.Path:

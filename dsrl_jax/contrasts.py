@@ -1,0 +1,128 @@
+"""What a ladder's final runs say: scores of each rung with their cost, and the two contrasts."""
+
+import numpy as np
+
+from dsrl_jax import experiment, statistics
+from dsrl_jax.errors import UserError
+from dsrl_jax.rungs import CONTRASTS, RUNGS
+
+# Scores of a run by name: read from its pooled numbers, in points.
+_SCORES = {
+    'miou': lambda s: s['miou'],
+    'thin': lambda s: s['thin_miou'],
+    'pixel_accuracy': lambda s: s['pixel_accuracy'],
+    **{f'boundary_{w}': lambda s, i=i: s['boundary_iou'][i] for i, w in enumerate((1, 2, 3, 4))},
+}
+
+
+def summarize(results: dict, costs: dict, workdir, *, reach: float = 0.4) -> dict:
+    """{rung: {seed: result}}, {rung: costs} -> plain numbers of every rung and contrast.
+
+    `rungs`: {name: {title, seeds, scores {split: {score: [a value a seed]}}, minutes_to (a seed; of
+    training, to a curve of `reach`), images_per_second, costs}}. `contrasts`: {name: {by, mean,
+    low, high, p, p_holm, seeds, verdict, differences, secondary, bootstrap}}, differences in points
+    over the seeds that both arms have.
+    """
+    summary = {'reach': reach, 'rungs': {}, 'contrasts': {}}
+    for name, runs in results.items():
+        seeds = sorted(runs)
+        splits = list(runs[seeds[0]]['scores'])
+        summary['rungs'][name] = {
+            'title': RUNGS[name].title,
+            'seeds': seeds,
+            'scores': {
+                split: {
+                    score: [_points(read(runs[seed]['scores'][split])) for seed in seeds]
+                    for score, read in _SCORES.items()
+                }
+                for split in splits
+            },
+            'minutes_to': [experiment.minutes_to(runs[seed], reach) for seed in seeds],
+            'images_per_second': _median([runs[seed]['images_per_second'] for seed in seeds]),
+            'minutes': _median([runs[seed]['minutes'] for seed in seeds]),
+            'costs': costs.get(name, {}),
+        }
+    for name, (first, second) in CONTRASTS.items():
+        for by in ('macs', 'latency_ms') if second == 'matched' else (None,):
+            found = _contrast(summary['rungs'], first, second, by, results, workdir)
+            if found:
+                key = f'{name}, by {by.removesuffix("_ms")}' if by else name
+                summary['contrasts'][key] = found
+    # The pre-registered pair: matched by multiply-adds. By latency it is the same question again.
+    tested = [key for key in summary['contrasts'] if not key.endswith('by latency')]
+    adjusted = statistics.holm({key: summary['contrasts'][key]['p'] for key in tested})
+    for key, p in adjusted.items():
+        summary['contrasts'][key]['p_holm'] = p
+    return summary
+
+
+def _contrast(rungs, first, second, by, results, workdir):
+    """One paired difference, None while a side of it is missing."""
+    needed = ['matched_low', 'matched_high'] if second == 'matched' else [second]
+    if any(name not in rungs for name in (first, *needed)):
+        return None
+    if by and any(rungs[name]['costs'].get(by) is None for name in (first, *needed)):
+        return None
+    split = next(iter(rungs[first]['scores']))
+    shared = set.intersection(*(set(rungs[name]['seeds']) for name in (first, *needed)))
+    if not shared:
+        return None
+    seeds = sorted(shared)
+
+    def values(name, score):
+        row = rungs[name]
+        return np.array([row['scores'][split][score][row['seeds'].index(s)] for s in seeds], float)
+
+    def other(score):
+        if not by:
+            return values(second, score)
+        low, high = needed
+        return statistics.interpolate_at_cost(
+            rungs[low]['costs'][by],
+            values(low, score),
+            rungs[high]['costs'][by],
+            values(high, score),
+            rungs[first]['costs'][by],
+        )
+
+    try:
+        differences = values(first, 'miou') - other('miou')
+    except UserError as error:  # latency need not lie between those of the two sizes
+        return {'by': by, 'seeds': len(seeds), 'failed': error.found, 'p': 1.0}
+    paired = statistics.paired(differences)
+    secondary = {}
+    for score in ('thin', 'boundary_1', 'boundary_2', 'boundary_3', 'boundary_4'):
+        difference = values(first, score) - other(score)
+        if np.isfinite(difference).all():
+            secondary[score] = statistics.paired(difference)._asdict()
+    return {
+        'by': by,
+        **paired._asdict(),
+        'verdict': statistics.verdict(paired),
+        'differences': differences.tolist(),
+        'secondary': secondary,
+        'bootstrap': None if by else _bootstrap(workdir, first, second, split, seeds),
+    }
+
+
+def _bootstrap(workdir, first, second, split, seeds):
+    """Interval over stretches of 20 frames, from the counts beside the results."""
+    arms = [
+        [experiment.counts(workdir / 'final' / name / f'seed{seed}', split) for seed in seeds]
+        for name in (first, second)
+    ]
+    blocks = statistics.blocks_of(arms[0][0]['names'])
+    if blocks.max(initial=0) < 1:
+        return None
+    a, b = (np.stack([run['confusion'] for run in arm]) for arm in arms)
+    found = statistics.block_bootstrap(a, b, blocks)
+    return {**found._asdict(), 'blocks': int(blocks.max()) + 1}
+
+
+def _points(value):
+    return None if value is None else 100 * value
+
+
+def _median(values):
+    values = [value for value in values if value is not None]
+    return float(np.median(values)) if values else None

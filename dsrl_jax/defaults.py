@@ -1,0 +1,167 @@
+"""Every field of a configuration with its default, and what its values may be."""
+
+import math
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+DSRL_MODES = ('none', 'sssr', 'sssr+sisr', 'full')
+
+# Closed sets of values. Names of networks, heads and data sets live in the tables that build them.
+CHOICES = {
+    'model.dsrl': DSRL_MODES,
+    'model.dtype': ('float32', 'bfloat16'),
+    'model.conv_impl': ('auto', 'lax', 'shift', 's2b'),
+    'data.eval_fit': ('pad', 'resize'),
+    'data.order': ('rgb', 'bgr'),
+    'data.resident': ('auto', 'never', 'always'),
+    'ce.labels': ('target', 'input'),
+    'mse.reduction': ('mean', 'channel_sum'),
+    'fa.sampling': ('pool8', 'grid8', 'random_pixels', 'random_rows', 'local', 'exact'),
+    'fa.q': (1, 2),
+    'fa.transform': ('map', 'grid'),
+    'kd.input': ('small', 'view'),
+    'sisr.activation': ('tanh', 'relu'),
+    'optimizer.name': ('sgd', 'adam'),
+    'optimizer.schedule': ('poly', 'step', 'constant'),
+    'optimizer.decay': ('kernels', 'all'),
+    'eval.resize': ('labels', 'logits'),
+    'scale': (1, 2, 4),
+}
+
+# Numbers between two bounds, both legal.
+RANGES = {
+    'seed': (0, 2**32 - 1),
+    'model.dropout': (0, 0.99),
+    'ce.aux': (0, math.inf),
+    'mse.weight': (0, math.inf),
+    'fa.weight': (0, math.inf),
+    'kd.pixel': (0, math.inf),
+    'kd.pair': (0, math.inf),
+    'eval.classes': (0, math.inf),
+}
+
+
+def base() -> ml_collections.ConfigDict:
+    """Every field with its default; an experiment in `configs/` changes what differs."""
+    section = ml_collections.ConfigDict
+    config = section({'seed': 0, 'scale': 2})
+    config.data = section(
+        {
+            'name': 'synthetic',
+            'root': '',  # folder of the data set; the synthetic one needs none
+            'train_split': 'train',  # 'train+val' joins splits
+            'eval_split': 'val',
+            'size': (128, 256),  # height and width of the large training crop
+            'eval_size': placeholder(tuple),  # large view in evaluation; None: as `size`
+            'eval_fit': 'pad',  # bring an image to eval_size by padding or by resizing
+            'scale_range': (0.75, 1.5),  # random scale of the image before the crop, log-uniform
+            'flip': True,
+            'color': 0.0,  # strength of brightness, contrast and saturation jitter
+            'fill': (124, 116, 104),  # colour of padded pixels: the mean, zero after normalisation
+            'mean': (0.485, 0.456, 0.406),  # of 0..1, in the order of the network's channels
+            'std': (0.229, 0.224, 0.225),
+            'order': 'rgb',  # of the network's channels: rgb or bgr
+            'batch_size': 16,
+            'eval_batch_size': 8,
+            'workers': 2,  # loader processes; 0 reads in this process
+            'cache': True,  # keep decoded images in memory
+            # Training images in device memory, views drawn there: auto is on an accelerator where
+            # they fit. Not read by worker processes then.
+            'resident': 'auto',
+            'length': 0,  # synthetic: number of scenes; 0: the split's default
+            'seed': 0,  # synthetic: which world is drawn
+        }
+    )
+    config.model = section(
+        {
+            'net': 'espnetv2',
+            'num_classes': 0,  # outputs of the network; 0: as many as the data set has classes
+            'dsrl': 'full',
+            'tap': 'features',  # which map of the network the affinity loss reads
+            # Options of the network; None: its own default. One that it lacks is refused.
+            'width': placeholder(float),  # of its channels
+            'output_stride': placeholder(int),  # of its encoder: 8 or 16
+            'variant': placeholder(str),  # which public code base it equals
+            'dropout': placeholder(float),  # replaces the original's rates
+            'dtype': 'float32',
+            'conv_impl': 'auto',
+            'init_from': '',  # weight file whose encoder starts the run
+        }
+    )
+    config.sssr = section(
+        {
+            'head': 'official_deconv',
+            'width': placeholder(int),  # deconv_features: its channels
+        }
+    )
+    config.sisr = section({'activation': 'tanh', 'skip': True, 'trunk': 64})
+    config.ce = section(
+        {
+            'weights': 'none',  # see losses.class_weights
+            'aux': placeholder(float),  # weight of auxiliary classifiers; None: the original's
+            'labels': 'target',  # supervise at the large size, or (paper's base) at the input's
+        }
+    )
+    config.mse = section({'weight': 0.1, 'reduction': 'mean'})
+    config.fa = section(
+        {
+            'weight': 1.0,
+            'sampling': 'pool8',
+            'grid': 8,  # cells of the affinity grid are input/grid
+            # Where the 1x1 feature transform works: on the map itself (paper), or on the grid,
+            # which costs next to nothing and averages before the ReLU instead of after.
+            'transform': 'map',
+            'q': 1,
+            'eps': 1e-4,
+            'stop_gradient_sr': False,
+            # A control: the SR features of an image change places at random, so that only their
+            # statistics can teach. No use otherwise.
+            'shuffle_sr': False,
+            'window': 5,  # local: edge of the window in cells
+            'dilation': 1,  # local: distance of its cells
+            'ramp': 0,  # steps over which the weight grows from 0
+        }
+    )
+    config.kd = section(
+        {
+            'teacher': '',  # directory of `dsrl export` whose network guides the run; '': none
+            'input': 'small',  # what it sees: the student's small input, or the large view
+            'pixel': 10.0,  # weight of the divergence of class distributions
+            'pair': 0.5,  # weight of the difference of similarities between nodes
+            'pair_pool': 0.5,  # share of the map's height and width that a node covers
+        }
+    )
+    config.optimizer = section(
+        {
+            'name': 'sgd',
+            'lr': 0.01,
+            'momentum': 0.9,
+            'weight_decay': 5e-4,
+            'decay': 'kernels',  # what is decayed: kernels alone, or (paper) all parameters
+            'schedule': 'poly',
+            'power': 0.9,
+            'milestones': (),  # step schedule: fractions of the run after which lr is a tenth
+            'warmup': 0,  # steps of linear warm-up
+            'clip_norm': 0.0,  # 0: gradients are not clipped
+            'lr_groups': (),  # ((regex of a parameter path, factor on lr), ...)
+        }
+    )
+    config.ema = 0.0  # decay of the averaged weights that are evaluated; 0: none
+    config.steps = 0  # length of the run: steps, or epochs where steps is 0
+    config.epochs = 0.0
+    # Training steps in one program where the data is resident; 0: 10, or 1 on a CPU.
+    config.steps_per_dispatch = 0
+    config.eval = section(
+        {
+            'every': 0,  # steps between evaluations; 0: at the end alone
+            'resize': 'labels',  # how the map reaches the label's size: nearest, or bilinear scores
+            # Arg-max over so many outputs; 0: over the data set's classes. One more that wins (a
+            # background) is a miss of the true class.
+            'classes': 0,
+            'pictures': 4,  # overlays and worst images written as PNG
+        }
+    )
+    config.checkpoint = section({'every': 0, 'keep': 2})  # every 0: ten times a run
+    config.log = section({'every': 20})
+    return config

@@ -1,0 +1,144 @@
+"""One training run and what its last weights score, kept as JSON: what ladders are made of."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import subprocess
+
+import numpy as np
+
+from dsrl_jax import __version__, data, detailed, evaluate, inference, roofline, train
+from dsrl_jax import config as configs
+from dsrl_jax.data import camvid
+from dsrl_jax.errors import UserError
+from dsrl_jax.logger import read_metrics
+
+RESULT = 'result.json'
+
+
+def run(config, folder, splits=('test',)) -> dict | None:
+    """Train in `folder`, going on where it stopped, and score the final weights on `splits`.
+
+    The result stands in result.json there, the counts of every image beside it (counts_SPLIT.npz,
+    see detailed.count); a finished run is read from there. Keys: config, seed, commit, device,
+    versions, date, steps, images_per_second, minutes (of training alone), curve (mIoU of
+    data.eval_split while training), sr (PSNR and SSIM of the SR branch there, beside bicubic),
+    scores {split: detailed.pooled}; CamVid's test split also by drive. None where SIGTERM stopped
+    the training. UserError where the folder holds the result of another configuration.
+    """
+    folder, settings = pathlib.Path(folder), configs.to_dict(config)
+    result = read(folder)
+    if result and result['config'] != settings:
+        found = f'the result of another configuration ({_first_difference(result, settings)})'
+        raise UserError(folder / RESULT, found, 'this one', 'choose another folder.')
+    if result is None:
+        if train.train(config, folder) is None:
+            return None
+        result = {'config': settings, 'seed': config.seed, **circumstances(), **_training(folder)}
+        result['scores'] = {}
+    missing = [split for split in splits if split not in result['scores']]
+    if missing:
+        model, variables, _ = inference.from_workdir(folder)
+        for split in missing:
+            result['scores'] |= _score(model, variables, config, split, folder)
+        _write(folder / RESULT, result)
+    return result
+
+
+def read(folder) -> dict | None:
+    """The kept result of a folder, if there is one."""
+    path = pathlib.Path(folder) / RESULT
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def counts(folder, split: str) -> dict[str, np.ndarray]:
+    """The arrays of detailed.count of a split that `run` scored."""
+    with np.load(pathlib.Path(folder) / f'counts_{split}.npz') as arrays:
+        return dict(arrays)
+
+
+def minutes_to(result: dict, miou: float) -> float | None:
+    """Minutes of training until the curve first reaches a mean IoU; None where it does not."""
+    return next((p['minutes'] for p in result['curve'] if p['miou'] >= miou), None)
+
+
+def circumstances() -> dict:
+    """Commit of the checkout (None: installed elsewhere), device, versions and date."""
+    names = ('jax', 'jaxlib', 'flax')
+    return {
+        'commit': _commit(),
+        'device': roofline.device_name(),
+        'versions': {'dsrl_jax': __version__, **{n: importlib.metadata.version(n) for n in names}},
+        'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    }
+
+
+def _training(folder):
+    """Speed and curve out of the run's own record."""
+    records = read_metrics(folder)
+    rates = [r['time/images_per_second'] for r in records if 'time/images_per_second' in r]
+    config = configs.load_json(folder / 'config.json')
+    rate = float(np.median(rates)) if rates else None
+    each = config.data.batch_size / rate / 60 if rate else None
+    name = f'eval/{config.data.eval_split}/miou'
+    curve = [
+        {'step': r['step'], 'miou': r[name], 'minutes': each and r['step'] * each}
+        for r in records
+        if name in r
+    ]
+    steps = max(r['step'] for r in records)
+    last = next((r for r in reversed(records) if name in r), {})
+    quality = ('psnr', 'ssim', 'bicubic_psnr', 'bicubic_ssim')
+    measured = {q: last.get(f'eval/{config.data.eval_split}/{q}') for q in quality}
+    return {
+        'steps': steps,
+        'images_per_second': rate,
+        'minutes': each and steps * each,
+        'curve': curve,
+        'sr': measured if measured['psnr'] is not None else None,
+    }
+
+
+def _score(model, variables, config, split, folder):
+    source = data.build(config.data, split)
+    predictions = evaluate.predictions(model.network, variables, config, source)
+    arrays = detailed.count(predictions, source)
+    path = folder / f'counts_{split}.npz'
+    np.savez_compressed(path, **arrays)
+    scores = {split: detailed.pooled(arrays, source.classes)}
+    if config.data.name == 'camvid' and split == 'test':
+        for drive in camvid.TEST_DRIVES:
+            rows = np.char.startswith(arrays['names'], f'{drive}_')
+            scores[f'test_{drive}'] = detailed.pooled(arrays, source.classes, rows=rows)
+    return scores
+
+
+def _write(path, result):
+    """Whole or not at all: a run that is cut off here is scored again."""
+    part = path.with_suffix('.part')
+    part.write_text(json.dumps(result, indent=1) + '\n')
+    os.replace(part, path)
+
+
+def _commit():
+    command = ['git', '-C', str(pathlib.Path(__file__).parent), 'describe', '--always', '--dirty']
+    command += ['--abbrev=40', '--match=']
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def _first_difference(result, settings, path='') -> str:
+    """The first field in which two settings differ, dotted."""
+    before = result['config'] if not path else result
+    for name in {**before, **settings}:
+        a, b = before.get(name), settings.get(name)
+        if isinstance(a, dict) and isinstance(b, dict) and a != b:
+            return _first_difference(a, b, f'{path}{name}.')
+        if a != b:
+            return f'{path}{name}: {a!r} there, {b!r} asked for'
+    return 'nothing'

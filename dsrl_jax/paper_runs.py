@@ -1,0 +1,218 @@
+"""Runs the rows of the paper's tables on the data at hand and writes ours beside the paper's.
+
+Every row is a training run in OUTPUT/runs; the tables and Figure 1 share them, and a command that
+was stopped goes on where it was.
+"""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from dsrl_jax import config as configs
+from dsrl_jax import costs, data, experiment, inference, models
+from dsrl_jax.errors import lookup
+from dsrl_jax.models.dsrl import inference_variables
+from dsrl_jax.paper_tables import TABLES, Row
+from dsrl_jax.report import paper
+
+_POSES = 'heatmap loss is not here'
+
+
+def run(name: str, config, output, tiny: bool = False, splits=('val',)) -> pathlib.Path:
+    """Train and score the rows of `name` (table1 ... table5, figure1); the path of what it wrote.
+
+    The table is written anew after every row. `splits` are scored once a row is trained, the first
+    of them draws its curve: no other split is read.
+    `tiny`: two rows of ESPNetv2 are trained, the others are built and counted.
+    """
+    output = pathlib.Path(output)
+    table = 'table2' if name == 'figure1' else name
+    rows = lookup(TABLES, table, 'dsrl reproduce').rows
+    record = describe(table, config, tiny, splits)
+    path = paper.write(record, output)
+    for row, line in zip(rows, record['rows'], strict=True):
+        if line['why']:
+            continue
+        planned = plan(row, TABLES[table].unit, config)
+        planned.data.eval_split = splits[0]
+        result = experiment.run(planned, output / 'runs' / folder_name(planned), splits)
+        if result is None:  # told to stop: the next call goes on
+            return path
+        line['ours'] |= kept(result, splits)
+        path = paper.write(record, output)
+    return paper.plot_cost(record, output / 'figure1.png') if name == 'figure1' else path
+
+
+def pair(config, output, split: str = 'val') -> dict[str, pathlib.Path] | None:
+    """Train the configuration's network plain and with DSRL: {name: workdir}, for the figures.
+
+    Both learn full-size labels; their curves are of `split`. None where a run was told to stop.
+    """
+    folders = {}
+    for name, mode in (('plain network', 'none'), ('DSRL', 'full')):
+        planned = _copy(config)
+        planned.model.dsrl, planned.ce.labels = mode, 'target'
+        planned.data.eval_split = split
+        folders[name] = pathlib.Path(output) / 'runs' / folder_name(planned)
+        if experiment.run(planned, folders[name], ()) is None:
+            return None
+    return folders
+
+
+def describe(name: str, config, tiny: bool, splits) -> dict:
+    """The record of a table before any run: what report.paper.write takes."""
+    table = TABLES[name]
+    classes = len(data.build(config.data, splits[0]).classes)
+    return {
+        'name': name,
+        'title': table.title,
+        'measures': list(table.measures),
+        'splits': list(splits),
+        'data': config.data.name,
+        'notes': _notes(config, tiny),
+        'rows': [_line(row, table.unit, config, classes, tiny) for row in table.rows],
+    }
+
+
+def plan(row: Row, unit, config):
+    """The configuration that runs a row on the data of `config`, unlocked.
+
+    The configuration's own input stands for the table's input `unit`. A smaller input is a smaller
+    view of the whole image, a larger one has the view itself for its input (scale 1). Everything
+    else (lengths, optimiser, head) is the configuration's.
+    """
+    planned = _copy(config)
+    options = {'width': None, 'variant': None, 'output_stride': None, **row.count.options}
+    if row.count.net == config.model.net:  # its width is the user's choice
+        options['width'] = config.model.width
+    planned.model.update({**options, 'net': row.count.net, 'dsrl': row.dsrl})
+    planned.ce.labels = row.labels
+    ratio = row.input[0] / unit[0]
+    if ratio > 1:
+        planned.scale = 1
+    multiple = planned.scale * inference.build_network(planned, 2).multiple
+    before = planned.data.size
+    planned.data.size = tuple(_legal(n, min(ratio, 1), multiple) for n in before)
+    if ratio < 1:
+        planned.data.eval_size, planned.data.eval_fit = None, 'resize'
+        zoom = planned.data.size[1] / before[1]  # the same field of view
+        planned.data.scale_range = tuple(zoom * n for n in planned.data.scale_range)
+    elif planned.data.eval_size:
+        planned.data.eval_size = tuple(_legal(n, 1, multiple) for n in planned.data.eval_size)
+    return planned
+
+
+def folder_name(config) -> str:
+    """A name for a run, by what the rows differ in."""
+    model = config.model
+    options = [model[name] for name in ('variant', 'width', 'output_stride') if model[name]]
+    size = 'x'.join(map(str, inference.input_size(config, config.data.size)))
+    net = model.net.replace(':', '.')
+    return '-'.join(map(str, (net, *options, model.dsrl, config.ce.labels, size)))
+
+
+def kept(result: dict, splits) -> dict:
+    """What a table keeps of an experiment's result."""
+    facts = ('images_per_second', 'minutes', 'steps', 'seed', 'commit', 'device', 'date')
+    scores = {split: result['scores'][split]['miou'] for split in splits}
+    return {'scores': scores, **{name: result[name] for name in facts}}
+
+
+def _line(row, unit, config, classes, tiny):
+    why = _why_not(row, unit, tiny)
+    ours = {}
+    if why != _POSES:
+        planned = plan(row, unit, config)
+        size = inference.input_size(planned, configs.eval_size(planned))
+        ours = {'input': list(size), **_our_macs(planned, classes, size)}
+    printed = {'input': list(row.input), 'scores': dict(row.scores), 'gflops': row.gflops}
+    return {
+        'title': row.title,
+        'network': row.network,
+        'dsrl': row.dsrl,
+        'paper': None if row.ours_alone else printed | _printed_macs(row),
+        'ours': ours,
+        'why': why,
+    }
+
+
+def _why_not(row, unit, tiny):
+    """Why a row is not run, or ''."""
+    if row.count.net.startswith('hrnet'):
+        return _POSES
+    if row.times != 1:
+        return 'tests at several scales are not here'
+    if tiny and (row.count.net != 'espnetv2' or row.input != unit):
+        return 'built and counted only (--tiny)'
+    if tiny and (row.ours_alone or row.dsrl not in ('none', 'full')):
+        return 'built and counted only (--tiny)'
+    return ''
+
+
+def _printed_macs(row):
+    """Multiply-adds of the paper's row, with the authors' head where it has DSRL."""
+    options, head = tuple(row.count.options.items()), (('head', 'official_deconv'),)
+    found = _macs(row.count.net, row.count.classes, options, head, 2, row.input)
+    # That head reads the scores of the plain network, so what is not the head is that network.
+    spent = found['head_macs'] if row.dsrl != 'none' else 0
+    total = found['macs'] - found['head_macs'] + spent
+    return {'macs': row.times * total, 'head_macs': row.times * spent}
+
+
+def _our_macs(config, classes, size):
+    model = config.model
+    names = ('width', 'output_stride', 'variant')
+    options = tuple((name, model[name]) for name in names if model[name] is not None)
+    sssr = None if model.dsrl == 'none' else tuple(config.sssr.to_dict().items())
+    return _macs(model.net, model.num_classes or classes, options, sssr, config.scale, size)
+
+
+@functools.cache
+def _macs(net, classes, options, sssr, scale, size):
+    """Multiply-adds of a prediction at `size`; `sssr` None: the plain network.
+
+    Rows share networks and sizes, and every mode with SSSR predicts alike.
+    """
+    network, variables = _network(net, classes, options, sssr, scale)
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    found = costs.operations_by_branch(costs.forward(network), variables, image)
+    head = found['sssr'].macs if 'sssr' in found else 0
+    return {'macs': sum(part.macs for part in found.values()), 'head_macs': head}
+
+
+@functools.cache
+def _network(net, classes, options, sssr, scale):
+    mode = 'none' if sssr is None else 'sssr'
+    built = {'dsrl': mode, 'sssr': dict(sssr or ()), 'scale': scale, 'conv_impl': 'lax'}
+    network = models.create(net, num_classes=classes, **built, **dict(options))
+    legal = 8 * network.multiple  # the shapes of weights do not depend on the size
+    return network, inference_variables(costs.variable_shapes(network, (legal, legal)))
+
+
+def _legal(n, ratio, multiple):
+    """The nearest legal length of a smaller view; a view of the same size may only grow."""
+    steps = round(n * ratio / multiple) if ratio < 1 else -(-n // multiple)
+    return max(1, steps) * multiple
+
+
+def _copy(config):
+    copy = config.copy_and_resolve_references()
+    copy.unlock()
+    return copy
+
+
+def _notes(config, tiny):
+    head = config.sssr.head
+    notes = [
+        "The paper's GFLOPs leave its head out and mix conventions (`dsrl flops --paper`); true "
+        'multiply-adds are counted on the network that comes nearest, with the head '
+        'official_deconv and the outputs the paper has.',
+        f'Ours: data {config.data.name}, head {head}, one seed; other data, other lengths and no '
+        'ImageNet weights unless model.init_from names them, so only differences between our own '
+        'rows mean anything, and those of one seed little.',
+        'base: labels of the input\'s size, as in the paper; "labels of full size" is the same '
+        'network on the labels that DSRL learns from: what DSRL has to beat.',
+    ]
+    return notes + (['--tiny: two steps of training, proof of the path alone.'] if tiny else [])

@@ -1,0 +1,303 @@
+"""`dsrl reproduce`: what DSRL gives on the data at hand, and the paper's tables and figures on it.
+
+`ladder`: each part of DSRL over seeds, at its true cost. Without --final learning rate and decay
+of every rung are selected on folds of the training images; with it the selected rungs are trained
+on all of them and the test split is read, once. `table1` ... `table5` and the figures train the
+rows of the paper, one seed each, and set them beside what it prints.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+
+from dsrl_jax import config as configs
+from dsrl_jax import (
+    contrasts,
+    costs,
+    inference,
+    ladder,
+    paper_figures,
+    paper_runs,
+    photographs,
+    roofline,
+    rungs,
+    timing,
+    workload,
+)
+from dsrl_jax.errors import UserError, lookup
+from dsrl_jax.ladder import Ladder
+from dsrl_jax.paper_figures import FIGURES
+from dsrl_jax.paper_tables import TABLES
+from dsrl_jax.report import ladder as report
+from dsrl_jax.report import paper
+from dsrl_jax.rungs import RUNGS
+from dsrl_jax.train import TERMINATED
+
+DATASETS = ('camvid', 'synthetic')
+WHAT = ('ladder', *TABLES, 'figure1', *FIGURES, 'figure9', 'photographs')
+_DSRL = 'from dsrl_jax.cli import run; run()'
+# Flags that only one of the two kinds reads, with their defaults.
+_LADDER = {
+    **{'rungs': None, 'seeds': 10, 'scouts': 3, 'epochs': None, 'init_from': '', 'dtype': None},
+    **{'final': False, 'reach': 0.4, 'jobs': 1, 'share': '0/1'},
+}
+_PAPER = {'config': None, 'split': 'val', 'overrides': []}
+
+
+def flags(parser) -> None:
+    """Flags of `dsrl reproduce`."""
+    add = parser.add_argument
+    add('what', help=', '.join(WHAT))
+    add('--config', help='tables and figures: of every row; default: DATASET:net=NET')
+    add('--dataset', default='camvid', help=f'{" or ".join(DATASETS)}; default: camvid')
+    add('--root', default='', help='folder of the data set')
+    add('--net', default='espnetv2', help='default: espnetv2')
+    add('--rungs', help=f'joined by commas; default: all of {", ".join(RUNGS)}')
+    add('--seeds', type=int, default=_LADDER['seeds'], help='of the final runs; default: 10')
+    add('--scouts', type=int, default=_LADDER['scouts'], help='seeds of the selection; default: 3')
+    add('--epochs', type=float, help="length of every run; default: the configuration's")
+    add('--init_from', default='', help='weights the encoder starts from; default: from scratch')
+    add('--dtype', help='default: bfloat16, on a CPU float32')
+    add('--workdir', required=True, help='folder of the runs; what is there is not run again')
+    add('--output', help='folder of tables and plot; default: WORKDIR/report')
+    add('--final', action='store_true', help='train as selected, read the test split')
+    add(
+        '--reach',
+        type=float,
+        default=_LADDER['reach'],
+        help='mIoU of the column of minutes; default: 0.4',
+    )
+    add(
+        '--jobs',
+        type=int,
+        default=_LADDER['jobs'],
+        help='processes that share the device, a rung each',
+    )
+    add(
+        '--share',
+        default=_LADDER['share'],
+        help='set by --jobs: take each n-th rung from the i-th, as i/n',
+    )
+    add('--split', default=_PAPER['split'], help='tables and figures: what is scored; default: val')
+    add('--tiny', action='store_true', help='generated scenes, two steps a run: proves the path')
+
+
+def main(args) -> int:
+    """Run `dsrl reproduce`; the last line of stdout is one JSON object."""
+    lookup(dict.fromkeys(WHAT), args.what, 'dsrl reproduce')
+    is_ladder = args.what == 'ladder'
+    for name, default in (_PAPER if is_ladder else _LADDER).items():
+        if getattr(args, name) != default:
+            kind = 'tables and figures' if is_ladder else 'the ladder'
+            flag = '--config.*' if name == 'overrides' else f'--{name}'
+            raise UserError(
+                flag, f'given with {args.what}', f'{kind}, which read it', 'leave it out.'
+            )
+    if not is_ladder:
+        return _paper(args)
+    plan = _ladder(args)
+    share = _share(args.share)
+    if args.jobs > 1:
+        if not _side_by_side(args, plan):
+            return TERMINATED
+    elif not ladder.run_all(plan, _plan(plan, args.final), share):
+        return TERMINATED
+    if share != (0, 1):
+        return 0  # the process that started this one goes on
+    if not args.final:
+        chosen = ladder.freeze(plan)
+        print(_selection(chosen))
+        print(json.dumps({'selected': chosen}), flush=True)
+        return 0
+    folder = pathlib.Path(args.output) if args.output else plan.workdir / 'report'
+    print(json.dumps(_report(plan, folder, args.reach)), flush=True)
+    return 0
+
+
+def _paper(args) -> int:
+    """A table or a figure of the paper on the data at hand, or the SR branch on photographs."""
+    if args.what == 'photographs':
+        model, variables, _ = inference.from_workdir(args.workdir)
+        rows = photographs.photographs(model, variables, args.root)
+        print(paper.photograph_table(rows))
+        print(json.dumps({'sets': rows}), flush=True)
+        return 0
+    if args.what == 'figure9':
+        paper_figures.figure(args.what, {}, None, None)  # refuses, before anything is trained
+    if args.tiny:
+        args.dataset = 'synthetic'
+    tiny = ',tiny=true' if args.tiny else ''
+    spec = args.config or f'{_dataset(args)}:net={args.net}{tiny}'
+    config = configs.load(spec, args.overrides)
+    config = config.copy_and_resolve_references()
+    config.unlock()
+    config.data.root = args.root or config.data.root
+    folder = pathlib.Path(args.output) if args.output else pathlib.Path(args.workdir) / 'report'
+    if args.what in (*TABLES, 'figure1'):
+        path = paper_runs.run(args.what, config, args.workdir, args.tiny, (args.split,))
+    else:
+        runs = paper_runs.pair(config, args.workdir, args.split)
+        if runs is None:
+            return TERMINATED
+        path = paper_figures.figure(args.what, runs, config, folder, args.split)
+    print(f'written to {path}')
+    print(json.dumps({'written': str(path)}), flush=True)
+    return 0
+
+
+def _dataset(args) -> str:
+    return lookup({name: name for name in DATASETS}, args.dataset, '--dataset')
+
+
+def _ladder(args) -> Ladder:
+    _dataset(args)
+    names = tuple(args.rungs.split(',')) if args.rungs else tuple(RUNGS)
+    for name in names:
+        lookup(RUNGS, name, '--rungs')
+    for flag in ('seeds', 'scouts', 'jobs', 'epochs'):
+        value = getattr(args, flag)
+        if value is not None and not value > 0:
+            raise UserError(f'--{flag}', str(value), 'a number above 0', 'correct it.')
+    if args.tiny and args.dataset != 'synthetic':
+        raise UserError('--tiny', args.dataset, '--dataset=synthetic', 'choose one of the two.')
+    dtype = args.dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
+    return Ladder(
+        workdir=pathlib.Path(args.workdir),
+        dataset=args.dataset,
+        root=args.root,
+        net=args.net,
+        names=names,
+        seeds=args.seeds,
+        scouts=args.scouts,
+        epochs=args.epochs,
+        init_from=args.init_from,
+        dtype=lookup({n: n for n in configs.CHOICES['model.dtype']}, dtype, '--dtype'),
+        tiny=args.tiny,
+    )
+
+
+def _plan(plan, final):
+    return ladder.plan_final(plan) if final else ladder.plan_select(plan)
+
+
+def _share(text):
+    i, slash, n = text.partition('/')
+    if not (slash and i.isdigit() and n.isdigit() and int(i) < int(n)):
+        raise UserError('--share', repr(text), 'i/n with i below n', 'leave it out.')
+    return int(i), int(n)
+
+
+def _side_by_side(args, plan) -> bool:
+    """Run the plan in --jobs processes: rungs that need others' results after these."""
+    waves = [name for name in plan.names if not RUNGS[name].needs]
+    for names in (waves, [name for name in plan.names if name not in waves]):
+        if not names:
+            continue
+        count = min(args.jobs, len(names))
+        environment = dict(os.environ)
+        environment.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', f'{0.9 / count:.3f}')
+        given = [f'--{name}={value}' for name, value in _given(args).items()]
+        command = [sys.executable, '-c', _DSRL, 'reproduce', args.what, *given]
+        command += [f'--rungs={",".join(names)}', *(['--final'] if args.final else [])]
+        command += ['--tiny'] if args.tiny else []
+        running = [
+            subprocess.Popen([*command, f'--share={i}/{count}'], env=environment)
+            for i in range(count)
+        ]
+        codes = [process.wait() for process in running]
+        if TERMINATED in codes:
+            return False
+        if any(codes):
+            found = f'exit codes {codes} of {count} processes'
+            raise UserError('--jobs', found, 'all 0', 'see their messages above.')
+    return True
+
+
+def _given(args) -> dict:
+    """Flags with a value that another process is to have too."""
+    names = ('dataset', 'root', 'net', 'seeds', 'scouts', 'epochs', 'init_from', 'dtype', 'workdir')
+    given = {name: getattr(args, name) for name in names}
+    return {name: value for name, value in given.items() if value not in (None, '')}
+
+
+def _report(plan: Ladder, folder: pathlib.Path, reach: float) -> dict:
+    """Write ladder.md, ladder.json, ladder.png and runs.jsonl (every seed); the summary."""
+    found = ladder.results(plan)
+    costs = {name: _costs(plan, name) for name in found}
+    summary = contrasts.summarize(found, costs, plan.workdir, reach=reach)
+    folder.mkdir(parents=True, exist_ok=True)
+    one = next(iter(next(iter(found.values())).values()))
+    start = f'from {plan.init_from}' if plan.init_from else 'from scratch'
+    title = (
+        f'{plan.net} on {plan.dataset}, {start}; {one["device"]}, jax {one["versions"]["jax"]}, '
+        f'{one["date"][:10]}, commit {one["commit"]}'
+    )
+    text = report.markdown(summary, title)
+    (folder / 'ladder.md').write_text(text)
+    (folder / 'ladder.json').write_text(json.dumps(summary, indent=1) + '\n')
+    with (folder / 'runs.jsonl').open('w') as file:
+        for name, runs in found.items():
+            for seed, result in sorted(runs.items()):
+                file.write(json.dumps({'rung': name, 'seed': seed, **result}) + '\n')
+    report.figure(summary, folder / 'ladder.png')
+    print(text)
+    print(f'written to {folder}')
+    return summary
+
+
+def _costs(plan: Ladder, name: str) -> dict:
+    """Parameters, multiply-adds at the data set's classes and at 20, latency where it was taken."""
+    config = rungs.protocol(plan.dataset, name, plan.net, tiny=plan.tiny)
+    size = inference.input_size(config, configs.eval_size(config))
+    network = inference.build_network(config, 11, conv_impl='lax')
+    own = costs.measure(network, size)
+    latency = _latency(plan, name, config)
+    return {
+        'dsrl': config.model.dsrl,
+        'params': own['params']['inference'],
+        'macs': own['macs']['inference'],
+        'head_macs': own['macs']['inference'] - own['macs']['network'],
+        'macs_20': rungs.macs(config, 20),
+        'latency': latency,
+        'latency_ms': latency[roofline.device_name()],
+    }
+
+
+def _latency(plan, name, config) -> dict:
+    """{device: ms} of one folded prediction; kept, so that a table can hold several devices."""
+    path = plan.workdir / 'latency.json'
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    device, model = roofline.device_name(), config.model
+    if device not in kept.get(name, {}):
+        options = {n: model[n] for n in ('width', 'variant', 'output_stride') if model[n]}
+        size = inference.input_size(config, configs.eval_size(config))
+        work = workload.Workload(
+            net=model.net,
+            size=size,
+            batch=1,
+            num_classes=11,
+            train=False,
+            dsrl=model.dsrl if model.dsrl in ('none', 'sssr') else 'sssr',
+            head=config.sssr.head if model.dsrl != 'none' else None,
+            scale=config.scale,
+            dtype=plan.dtype,
+            kind='deploy',
+            options=options,
+        )
+        call = workload.caller(work, workload.compile_program(work))
+        found = timing.latency(call, jax.block_until_ready, seconds=1.0)
+        kept.setdefault(name, {})[device] = 1e3 * found.median
+        path.write_text(json.dumps(kept, indent=1) + '\n')
+    return kept[name]
+
+
+def _selection(chosen) -> str:
+    lines = ['selected on the held-out folds (mean mIoU over folds and seeds):']
+    for name, row in chosen.items():
+        tried = ', '.join(f'{p["lr"]:g}/{p["decay"]:g} {p["mean"]:.2f}' for p in row['table'])
+        lines.append(f'  {name:<13} lr {row["lr"]:g}, decay {row["decay"]:g}   ({tried})')
+    return '\n'.join(lines)
