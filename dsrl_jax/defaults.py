@@ -17,6 +17,7 @@ CHOICES = {
     'data.resident': ('auto', 'never', 'always'),
     'ce.labels': ('target', 'input'),
     'mse.reduction': ('mean', 'channel_sum'),
+    'fa.guide': ('sisr', 'teacher', 'both'),
     'fa.sampling': ('pool8', 'grid8', 'random_pixels', 'random_rows', 'local', 'exact'),
     'fa.q': (1, 2),
     'fa.transform': ('map', 'grid'),
@@ -36,6 +37,7 @@ RANGES = {
     'ce.aux': (0, math.inf),
     'mse.weight': (0, math.inf),
     'fa.weight': (0, math.inf),
+    'log.affinity': (0, math.inf),
     'kd.pixel': (0, math.inf),
     'kd.pair': (0, math.inf),
     'eval.classes': (0, math.inf),
@@ -52,6 +54,8 @@ def base() -> ml_collections.ConfigDict:
             'root': '',  # folder of the data set; the synthetic one needs none
             'train_split': 'train',  # 'train+val' joins splits
             'eval_split': 'val',
+            # Share of the training images whose labels are used; see data/labelled.py.
+            'labelled': 1.0,
             'size': (128, 256),  # height and width of the large training crop
             'eval_size': placeholder(tuple),  # large view in evaluation; None: as `size`
             'eval_fit': 'pad',  # bring an image to eval_size by padding or by resizing
@@ -107,6 +111,10 @@ def base() -> ml_collections.ConfigDict:
     config.fa = section(
         {
             'weight': 1.0,
+            # Whose features teach: the SISR branch's (paper), those of the frozen kd.teacher (in
+            # any mode, without SISR too), or the mean of both losses. With kd.pixel=0 kd.pair=0 a
+            # teacher teaches by this loss alone.
+            'guide': 'sisr',
             'sampling': 'pool8',
             'grid': 8,  # cells of the affinity grid are input/grid
             # Where the 1x1 feature transform works: on the map itself (paper), or on the grid,
@@ -163,5 +171,7 @@ def base() -> ml_collections.ConfigDict:
         }
     )
     config.checkpoint = section({'every': 0, 'keep': 2})  # every 0: ten times a run
-    config.log = section({'every': 20})
+    # affinity: steps between measurements of both affinities and of the angle between the gradients
+    # of FA and CE (see diagnostics.py); 0: none
+    config.log = section({'every': 20, 'affinity': 0})
     return config

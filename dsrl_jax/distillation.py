@@ -32,6 +32,7 @@ def load_teacher(config, classes: list[str]) -> inference.Model | None:
     the directory is no model, the classes differ, or the teacher cannot take the input.
     """
     kd = config.kd
+    _check_guide(config)
     if not kd.teacher:
         return None
     if not 0 < kd.pair_pool <= 0.5:
@@ -236,6 +237,18 @@ def _maximum(x, axis):
     # compiler computes x anew for it and rounds otherwise that is none, and the gradient NaN.
     first = jnp.argmax(x, axis, keepdims=True)
     return jnp.sum(jnp.where(lax.broadcasted_iota(first.dtype, x.shape, axis) == first, x, 0), axis)
+
+
+def _check_guide(config) -> None:
+    """UserError where fa.guide names a guide that this configuration does not have."""
+    guide, where = config.fa.guide, 'config.fa.guide'
+    if guide != 'sisr' and not config.kd.teacher:
+        remedy = 'give one as config.kd.teacher, or set fa.guide=sisr.'
+        raise UserError(where, f'{guide!r} without a teacher', 'an exported model', remedy)
+    if guide == 'both' and config.model.dsrl != 'full':
+        found = f"'both' with model.dsrl={config.model.dsrl}"
+        remedy = 'set model.dsrl=full, or fa.guide=teacher.'
+        raise UserError(where, found, 'the mode in which the SISR branch guides', remedy)
 
 
 def _factor(config) -> int:

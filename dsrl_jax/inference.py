@@ -129,7 +129,10 @@ def build_network(config, classes: int, *, folded: bool = False, conv_impl: str 
         scale=config.scale,
         sssr=config.sssr.to_dict(),
         sisr=config.sisr.to_dict(),
-        transform={'grid': config.fa.grid if config.fa.transform == 'grid' else 0},
+        transform={
+            'grid': config.fa.grid if config.fa.transform == 'grid' else 0,
+            'always': config.fa.guide == 'teacher',
+        },
         tap=model.tap,
         **options,
     )

@@ -4,6 +4,7 @@
     WORKDIR/selected.json                                   the grid point of each rung: frozen
     WORKDIR/final/RUNG/seed0/                               on the whole list, scored on test
     WORKDIR/test_reads.jsonl                                every time the test split was read
+    WORKDIR/scale4_labelled0.25/...                         the same at another scale or share
 
 Every run is an `experiment`: a ladder that was interrupted goes on where it stopped. All seeds of a
 rung share one compiled program through JAX's compilation cache in WORKDIR/cache.
@@ -25,7 +26,7 @@ from dsrl_jax import config as configs
 from dsrl_jax import data, experiment, export, inference, rungs
 from dsrl_jax.errors import UserError
 from dsrl_jax.resident import DISPATCH
-from dsrl_jax.rungs import FOLDS, GRID, RUNGS
+from dsrl_jax.rungs import ARMS, FOLDS, GRID, RUNGS, SCOUTS
 
 
 class Ladder(NamedTuple):
@@ -42,6 +43,13 @@ class Ladder(NamedTuple):
     init_from: str = ''  # weights of the encoder; '': from scratch
     dtype: str = 'float32'
     tiny: bool = False  # two steps on generated scenes, one fold: proves the path
+    labelled: float = 1.0  # share of the training images whose labels are used
+    scale: int = 2  # size of the view over that of the input
+
+    @property
+    def home(self) -> pathlib.Path:
+        """The folder of its runs; ladders of other shares and scales lie beside them, apart."""
+        return self.workdir / place(self.scale, self.labelled)
 
 
 class Run(NamedTuple):
@@ -56,17 +64,24 @@ class Run(NamedTuple):
     splits: tuple[str, ...]
 
 
+def place(scale: int, labelled: float) -> str:
+    """The folder, below the ladder's, of runs at another scale or share: 'scale4_labelled0.25'."""
+    parts = [f'scale{scale}'] if scale != 2 else []
+    parts += [f'labelled{labelled}'] if labelled != 1 else []
+    return '_'.join(parts)
+
+
 def freeze(ladder: Ladder) -> dict:
     """Write selected.json: the grid point of each rung whose selection is complete, and why.
 
     Best is the highest mean over folds and seeds of the folds' mean IoU; of equals the first.
     """
-    path = ladder.workdir / 'selected.json'
+    path = ladder.home / 'selected.json'
     chosen = _read(path) or {}
     for name in ladder.names:
         points = {}
         for run in plan_select(ladder._replace(names=(name,))):
-            result = experiment.read(ladder.workdir / run.folder)
+            result = experiment.read(ladder.home / run.folder)
             miou = result and 100 * result['scores'][run.splits[0]]['miou']
             points.setdefault((run.lr, run.decay), []).append(miou)
         if any(None in values for values in points.values()):
@@ -95,11 +110,16 @@ def plan_select(ladder: Ladder) -> Iterator[Run]:
 
 def plan_final(ladder: Ladder) -> Iterator[Run]:
     """The final runs; see `plan_select`."""
-    chosen = _read(ladder.workdir / 'selected.json') or {}
+    chosen = _read(ladder.home / 'selected.json') or {}
     for name in _in_order(ladder.names):
+        if name in SCOUTS:
+            expected = 'rungs of the ladder: scouting arms are judged on the folds'
+            raise UserError(
+                f'--rungs={name}', 'a scouting arm with --final', expected, 'leave it out.'
+            )
         if name not in chosen:
             raise UserError(
-                ladder.workdir / 'selected.json',
+                ladder.home / 'selected.json',
                 f'no selection of {name}',
                 'learning rate and decay chosen on the folds',
                 'run the ladder without --final first.',
@@ -113,9 +133,10 @@ def run_all(ladder: Ladder, plan: Iterable[Run], share=(0, 1)) -> bool:
     """Do what is missing of a plan, printing runs an hour; False where SIGTERM stopped it.
 
     `share` = (i, n): each n-th rung from the i-th. UserError where the test score of a run was
-    read for another configuration.
+    read for another configuration, or where the folder is that of another ladder.
     """
     _share_programs(ladder.workdir)
+    _check_settings(ladder)
     runs = list(plan)
     names = list(dict.fromkeys(run.rung for run in runs))
     # Programs are compiled once a rung: a share takes whole rungs.
@@ -123,7 +144,7 @@ def run_all(ladder: Ladder, plan: Iterable[Run], share=(0, 1)) -> bool:
     runs = [run for run in runs if run.rung in mine]
     began, done = time.monotonic(), 0
     for number, run in enumerate(runs, 1):
-        folder = ladder.workdir / run.folder
+        folder = ladder.home / run.folder
         if experiment.read(folder):
             continue
         print(f'\n[{number}/{len(runs)}] {run.folder}', flush=True)
@@ -144,7 +165,10 @@ def run_all(ladder: Ladder, plan: Iterable[Run], share=(0, 1)) -> bool:
 
 def configuration(ladder: Ladder, run: Run):
     """The locked configuration of a run."""
-    config = rungs.protocol(ladder.dataset, run.rung, ladder.net, tiny=ladder.tiny)
+    config = rungs.protocol(
+        ladder.dataset, run.rung, ladder.net, tiny=ladder.tiny, scale=ladder.scale
+    )
+    config.data.labelled = ladder.labelled
     config.data.root, config.seed = ladder.root, run.seed
     config.model.dtype, config.model.init_from = ladder.dtype, ladder.init_from
     config.optimizer.lr, config.optimizer.weight_decay = run.lr, run.decay
@@ -162,6 +186,7 @@ def configuration(ladder: Ladder, run: Run):
     # Whole dispatches between the points of the curve: no second program for what is left over.
     unit = 1 if ladder.tiny else DISPATCH
     config.epochs, config.steps = 0.0, max(unit, round(steps / unit) * unit)
+    config.fa.ramp = round(ARMS[run.rung].ramp * config.steps)
     every = max(1, round(config.steps / (10 * unit))) * unit
     config.eval.every = config.checkpoint.every = every
     config.lock()
@@ -172,7 +197,7 @@ def results(ladder: Ladder, stage: str = 'final') -> dict[str, dict[int, dict]]:
     """{rung: {seed: result}} of the final runs that are there."""
     found = {}
     for name in ladder.names:
-        for folder in sorted((ladder.workdir / stage / name).glob('seed*')):
+        for folder in sorted((ladder.home / stage / name).glob('seed*')):
             result = experiment.read(folder)
             if result:
                 found.setdefault(name, {})[int(folder.name.removeprefix('seed'))] = result
@@ -181,11 +206,11 @@ def results(ladder: Ladder, stage: str = 'final') -> dict[str, dict[int, dict]]:
 
 def _apply_needs(ladder, run, config):
     """What a rung takes from the runs that had to come first, of the same seed."""
-    if not RUNGS[run.rung].needs:
+    if not ARMS[run.rung].needs:
         return
     found = {}
-    for name in RUNGS[run.rung].needs:
-        folder = ladder.workdir / run.folder.replace(f'/{run.rung}/', f'/{name}/')
+    for name in ARMS[run.rung].needs:
+        folder = ladder.home / run.folder.replace(f'/{run.rung}/', f'/{name}/')
         found[name] = experiment.read(folder)
         if found[name] is None:
             remedy = f'add {name} to --rungs.'
@@ -194,7 +219,7 @@ def _apply_needs(ladder, run, config):
         longer = found['full']['minutes'] / found['reference']['minutes']
         config.steps, config.epochs = round(found['reference']['steps'] * longer), 0.0
     if run.rung == 'distilled':
-        folder = ladder.workdir / run.folder.replace('/distilled/', '/ceiling/')
+        folder = ladder.home / run.folder.replace('/distilled/', '/ceiling/')
         config.kd.teacher = str(_export(folder))
 
 
@@ -210,7 +235,7 @@ def _export(folder) -> pathlib.Path:
 
 def _log_read(ladder, run, config):
     """Write down that the test split is about to be read; refuse a second configuration."""
-    path = ladder.workdir / 'test_reads.jsonl'
+    path = ladder.home / 'test_reads.jsonl'
     settings = configs.to_dict(config)
     frozen = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     before = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
@@ -228,6 +253,21 @@ def _log_read(ladder, run, config):
         file.write(json.dumps({**line, 'commit': experiment.circumstances()['commit']}) + '\n')
 
 
+def _check_settings(ladder):
+    """What finished runs of this folder have in common must be what is asked for now."""
+    names = ('dataset', 'net', 'epochs', 'init_from', 'dtype', 'tiny')
+    settings = {name: getattr(ladder, name) for name in names}
+    path = ladder.home / 'ladder.json'
+    before = _read(path)
+    if before is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=1) + '\n')
+    elif before != settings:
+        name = next(name for name in names if before.get(name) != settings[name])
+        found, expected = f'{name} {before.get(name)!r}', f'{settings[name]!r}, as asked for'
+        raise UserError(path, found, expected, 'give the same flags, or another --workdir.')
+
+
 def _share_programs(workdir):
     """One compilation of a program for all seeds and restarts."""
     workdir.mkdir(parents=True, exist_ok=True)
@@ -240,7 +280,7 @@ def _in_order(names):
     """The names with what they need before them, each once."""
     found = []
     for name in names:
-        found += [need for need in RUNGS[name].needs if need in names]
+        found += [need for need in ARMS[name].needs if need in names]
         found.append(name)
     return list(dict.fromkeys(found))
 

@@ -1,7 +1,7 @@
 """Scalars of a run: metrics.jsonl, metrics.csv, TensorBoard, the progress line and goodput clocks.
 
-Keys carry a prefix: `train/`, `eval/<name>/`, `time/`. metrics.jsonl is the record; the CSV is made
-from it, so columns may appear late.
+Keys carry a prefix: `train/`, `eval/<name>/`, `diag/`, `time/`. metrics.jsonl is the record; the
+CSV is made from it, so columns may appear late.
 """
 
 import contextlib
@@ -140,6 +140,11 @@ class Logger:
         self._record(step, values)
         numbers = {k: v for k, v in values.items() if isinstance(v, float)}
         self._say(f'step {step}  ' + _phrase(numbers))
+
+    def diagnose(self, step: int, scalars: dict) -> None:
+        """Records device scalars that were measured at step number `step`, under `diag/`."""
+        self.flush()
+        self._record(step, {f'diag/{k}': float(v) for k, v in jax.device_get(scalars).items()})
 
     @contextlib.contextmanager
     def clock(self, name: str):

@@ -25,6 +25,9 @@ def make_loss(config, class_weights: np.ndarray | None = None, aux_weight: float
     `mask` [B,sH,sW]; the terms are means over real pixels, so none depends on batch size or
     devices.  Terms whose branch is absent from `outputs` are absent from the result.  `aux_weight`
     is that of the network's auxiliary classifiers where the configuration names none.
+
+    `fa` is the affinity to the SISR branch, `fa_teacher` that to the features of the frozen
+    `batch['teacher']`; `fa.guide` says which there are, and fa.weight times their mean is added.
     """
     if config.ce.aux is not None:
         aux_weight = config.ce.aux
@@ -41,9 +44,13 @@ def make_loss(config, class_weights: np.ndarray | None = None, aux_weight: float
         if 'sr' in outputs:
             terms['mse'] = mse(outputs['sr'], batch['view'], batch['mask'], config.mse.reduction)
             total += config.mse.weight * terms['mse']
-        if 'sr_feature' in outputs:
-            terms['fa'] = feature_affinity(outputs, batch['mask'], config, key)
-            total += ramp(config.fa.weight, config.fa.ramp, step) * terms['fa']
+        guides = affinity_guides(outputs, batch, config)
+        for name, guide in guides.items():
+            frozen = name == 'fa_teacher' or config.fa.stop_gradient_sr
+            seg, mask = outputs['seg_feature'], batch['mask']
+            terms[name] = feature_affinity(seg, guide, mask, config, key, frozen=frozen)
+            weight = ramp(config.fa.weight / len(guides), config.fa.ramp, step)
+            total += weight * terms[name]
         terms['total'] = total
         return terms
 
@@ -79,34 +86,53 @@ def mse(sr: jax.Array, view: jax.Array, mask: jax.Array, reduction: str = 'mean'
     return mean * sr.shape[-1] if reduction == 'channel_sum' else mean
 
 
-def feature_affinity(outputs: dict, mask: jax.Array, config, key: jax.Array) -> jax.Array:
-    """L_fa (eq. 1-2) of `seg_feature` and `sr_feature` on the grid input/fa.grid.
+def affinity_guides(outputs: dict, batch: dict, config) -> dict[str, jax.Array]:
+    """The feature maps [B,h,w,C] that teach `seg_feature`, by the name of their term."""
+    guides = {}
+    if config.fa.guide != 'teacher' and 'sr_feature' in outputs:
+        guides['fa'] = outputs['sr_feature']
+    if config.fa.guide != 'sisr':
+        guides['fa_teacher'] = batch['teacher']['features']
+    return guides
 
-    Finer maps are average-pooled and coarser ones enlarged to that grid before the normalisation;
-    a cell counts where all its pixels are real.
+
+def feature_affinity(
+    seg: jax.Array, guide: jax.Array, mask: jax.Array, config, key: jax.Array, *, frozen: bool
+) -> jax.Array:
+    """L_fa (eq. 1-2) of two maps [B,h,w,C] on the grid of `to_grid`; float32 [].
+
+    mask [B,sH,sW] are the real pixels; with `frozen` the guide gets no gradient.
     """
     fa = config.fa
-    size = tuple(max(1, n // (config.scale * fa.grid)) for n in mask.shape[1:])
-    seg = resize.pool_to(outputs['seg_feature'], size)
-    sr = resize.pool_to(outputs['sr_feature'], size)
-    real = resize.pool_to(mask[..., None].astype(jnp.float32), size)[..., 0] > 0.999
+    (seg, guide), real = to_grid((seg, guide), mask, config)
     if fa.shuffle_sr:
         key, shuffle = jax.random.split(key)
-        order = jax.random.permutation(shuffle, size[0] * size[1])
-        sr, moved = (_reorder(x, order) for x in (sr, real[..., None]))
+        order = jax.random.permutation(shuffle, real[0].size)
+        guide, moved = (_reorder(x, order) for x in (guide, real[..., None]))
         real &= moved[..., 0]
     return affinity_loss(
         seg,
-        sr,
+        guide,
         sampling=fa.sampling,
         q=fa.q,
         eps=fa.eps,
         mask=real,
         key=key,
-        stop_gradient_sr=fa.stop_gradient_sr,
+        stop_gradient_sr=frozen,
         window=fa.window,
         dilation=fa.dilation,
     )
+
+
+def to_grid(maps, mask: jax.Array, config) -> tuple[list[jax.Array], jax.Array]:
+    """Maps [B,h,w,C] on the grid input/fa.grid, and which of its cells are real: bool [B,gh,gw].
+
+    Finer maps are average-pooled and coarser ones enlarged, before any normalisation; a cell is
+    real where all its pixels in the mask [B,sH,sW] are.
+    """
+    size = tuple(max(1, n // (config.scale * config.fa.grid)) for n in mask.shape[1:])
+    maps = [resize.pool_to(x, size) for x in maps]
+    return maps, resize.pool_to(mask[..., None].astype(jnp.float32), size)[..., 0] > 0.999
 
 
 def _reorder(x: jax.Array, order: jax.Array) -> jax.Array:

@@ -2,8 +2,9 @@
 
 `ladder`: each part of DSRL over seeds, at its true cost. Without --final learning rate and decay
 of every rung are selected on folds of the training images; with it the selected rungs are trained
-on all of them and the test split is read, once. `table1` ... `table5` and the figures train the
-rows of the paper, one seed each, and set them beside what it prints.
+on all of them and the test split is read, once. `effect`: gain of the recommended form over input
+sizes and shares of the labels, from finished ladders in --workdir. `table1` ... `table5` and the
+figures train the rows of the paper, one seed each, and set them beside what it prints.
 """
 
 import json
@@ -18,6 +19,7 @@ from dsrl_jax import config as configs
 from dsrl_jax import (
     contrasts,
     costs,
+    effect,
     inference,
     ladder,
     paper_figures,
@@ -34,16 +36,16 @@ from dsrl_jax.paper_figures import FIGURES
 from dsrl_jax.paper_tables import TABLES
 from dsrl_jax.report import ladder as report
 from dsrl_jax.report import paper
-from dsrl_jax.rungs import RUNGS
+from dsrl_jax.rungs import ARMS, RUNGS, SCOUTS
 from dsrl_jax.train import TERMINATED
 
 DATASETS = ('camvid', 'synthetic')
-WHAT = ('ladder', *TABLES, 'figure1', *FIGURES, 'figure9', 'photographs')
+WHAT = ('ladder', 'effect', *TABLES, 'figure1', *FIGURES, 'figure9', 'photographs')
 _DSRL = 'from dsrl_jax.cli import run; run()'
 # Flags that only one of the two kinds reads, with their defaults.
 _LADDER = {
     **{'rungs': None, 'seeds': 10, 'scouts': 3, 'epochs': None, 'init_from': '', 'dtype': None},
-    **{'final': False, 'reach': 0.4, 'jobs': 1, 'share': '0/1'},
+    **{'labelled': 1.0, 'scale': 2, 'final': False, 'reach': 0.4, 'jobs': 1, 'share': ''},
 }
 _PAPER = {'config': None, 'split': 'val', 'overrides': []}
 
@@ -56,10 +58,17 @@ def flags(parser) -> None:
     add('--dataset', default='camvid', help=f'{" or ".join(DATASETS)}; default: camvid')
     add('--root', default='', help='folder of the data set')
     add('--net', default='espnetv2', help='default: espnetv2')
-    add('--rungs', help=f'joined by commas; default: all of {", ".join(RUNGS)}')
+    add(
+        '--rungs',
+        help=f'joined by commas; default: all of {", ".join(RUNGS)}; docs/results/'
+        'scouting.md has more',
+    )
     add('--seeds', type=int, default=_LADDER['seeds'], help='of the final runs; default: 10')
     add('--scouts', type=int, default=_LADDER['scouts'], help='seeds of the selection; default: 3')
     add('--epochs', type=float, help="length of every run; default: the configuration's")
+    share = 'of the training images whose labels are used; default: 1'
+    add('--labelled', type=float, default=_LADDER['labelled'], help=share)
+    add('--scale', type=int, default=_LADDER['scale'], help='view / input: 1, 2 or 4; default: 2')
     add('--init_from', default='', help='weights the encoder starts from; default: from scratch')
     add('--dtype', help='default: bfloat16, on a CPU float32')
     add('--workdir', required=True, help='folder of the runs; what is there is not run again')
@@ -90,30 +99,34 @@ def main(args) -> int:
     """Run `dsrl reproduce`; the last line of stdout is one JSON object."""
     lookup(dict.fromkeys(WHAT), args.what, 'dsrl reproduce')
     is_ladder = args.what == 'ladder'
-    for name, default in (_PAPER if is_ladder else _LADDER).items():
+    unread = _PAPER if is_ladder else _LADDER
+    for name, default in ({**_PAPER, **_LADDER} if args.what == 'effect' else unread).items():
         if getattr(args, name) != default:
-            kind = 'tables and figures' if is_ladder else 'the ladder'
+            kind = 'the ladder' if name in _LADDER else 'tables and figures'
             flag = '--config.*' if name == 'overrides' else f'--{name}'
             raise UserError(
                 flag, f'given with {args.what}', f'{kind}, which read it', 'leave it out.'
             )
+    if args.what == 'effect':
+        print(json.dumps(effect.write(args.workdir, args.output)), flush=True)
+        return 0
     if not is_ladder:
         return _paper(args)
     plan = _ladder(args)
-    share = _share(args.share)
+    share = _share(args.share) if args.share else (0, 1)
     if args.jobs > 1:
         if not _side_by_side(args, plan):
             return TERMINATED
     elif not ladder.run_all(plan, _plan(plan, args.final), share):
         return TERMINATED
-    if share != (0, 1):
+    if args.share:
         return 0  # the process that started this one goes on
     if not args.final:
         chosen = ladder.freeze(plan)
         print(_selection(chosen))
         print(json.dumps({'selected': chosen}), flush=True)
         return 0
-    folder = pathlib.Path(args.output) if args.output else plan.workdir / 'report'
+    folder = pathlib.Path(args.output) if args.output else plan.home / 'report'
     print(json.dumps(_report(plan, folder, args.reach)), flush=True)
     return 0
 
@@ -157,13 +170,17 @@ def _ladder(args) -> Ladder:
     _dataset(args)
     names = tuple(args.rungs.split(',')) if args.rungs else tuple(RUNGS)
     for name in names:
-        lookup(RUNGS, name, '--rungs')
+        lookup(ARMS, name, '--rungs')
     for flag in ('seeds', 'scouts', 'jobs', 'epochs'):
         value = getattr(args, flag)
         if value is not None and not value > 0:
             raise UserError(f'--{flag}', str(value), 'a number above 0', 'correct it.')
     if args.tiny and args.dataset != 'synthetic':
         raise UserError('--tiny', args.dataset, '--dataset=synthetic', 'choose one of the two.')
+    lookup({n: n for n in configs.CHOICES['scale']}, args.scale, '--scale')
+    if not 0 < args.labelled <= 1:
+        found = f'{args.labelled:g}'
+        raise UserError('--labelled', found, 'a share above 0 and at most 1', 'correct it.')
     dtype = args.dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
     return Ladder(
         workdir=pathlib.Path(args.workdir),
@@ -177,6 +194,8 @@ def _ladder(args) -> Ladder:
         init_from=args.init_from,
         dtype=lookup({n: n for n in configs.CHOICES['model.dtype']}, dtype, '--dtype'),
         tiny=args.tiny,
+        labelled=args.labelled,
+        scale=args.scale,
     )
 
 
@@ -193,7 +212,7 @@ def _share(text):
 
 def _side_by_side(args, plan) -> bool:
     """Run the plan in --jobs processes: rungs that need others' results after these."""
-    waves = [name for name in plan.names if not RUNGS[name].needs]
+    waves = [name for name in plan.names if not ARMS[name].needs]
     for names in (waves, [name for name in plan.names if name not in waves]):
         if not names:
             continue
@@ -220,6 +239,7 @@ def _side_by_side(args, plan) -> bool:
 def _given(args) -> dict:
     """Flags with a value that another process is to have too."""
     names = ('dataset', 'root', 'net', 'seeds', 'scouts', 'epochs', 'init_from', 'dtype', 'workdir')
+    names += ('labelled', 'scale')
     given = {name: getattr(args, name) for name in names}
     return {name: value for name, value in given.items() if value not in (None, '')}
 
@@ -228,12 +248,13 @@ def _report(plan: Ladder, folder: pathlib.Path, reach: float) -> dict:
     """Write ladder.md, ladder.json, ladder.png and runs.jsonl (every seed); the summary."""
     found = ladder.results(plan)
     costs = {name: _costs(plan, name) for name in found}
-    summary = contrasts.summarize(found, costs, plan.workdir, reach=reach)
+    summary = contrasts.summarize(found, costs, plan.home, reach=reach)
     folder.mkdir(parents=True, exist_ok=True)
     one = next(iter(next(iter(found.values())).values()))
     start = f'from {plan.init_from}' if plan.init_from else 'from scratch'
     title = (
-        f'{plan.net} on {plan.dataset}, {start}; {one["device"]}, jax {one["versions"]["jax"]}, '
+        f'{plan.net} on {plan.dataset}, input 1/{plan.scale} of the view, {plan.labelled:g} of the '
+        f'labels, {start}; {one["device"]}, jax {one["versions"]["jax"]}, '
         f'{one["date"][:10]}, commit {one["commit"]}'
     )
     text = report.markdown(summary, title)
@@ -251,7 +272,7 @@ def _report(plan: Ladder, folder: pathlib.Path, reach: float) -> dict:
 
 def _costs(plan: Ladder, name: str) -> dict:
     """Parameters, multiply-adds at the data set's classes and at 20, latency where it was taken."""
-    config = rungs.protocol(plan.dataset, name, plan.net, tiny=plan.tiny)
+    config = rungs.protocol(plan.dataset, name, plan.net, tiny=plan.tiny, scale=plan.scale)
     size = inference.input_size(config, configs.eval_size(config))
     network = inference.build_network(config, 11, conv_impl='lax')
     own = costs.measure(network, size)
@@ -269,7 +290,7 @@ def _costs(plan: Ladder, name: str) -> dict:
 
 def _latency(plan, name, config) -> dict:
     """{device: ms} of one folded prediction; kept, so that a table can hold several devices."""
-    path = plan.workdir / 'latency.json'
+    path = plan.home / 'latency.json'
     kept = json.loads(path.read_text()) if path.is_file() else {}
     device, model = roofline.device_name(), config.model
     if device not in kept.get(name, {}):
@@ -300,4 +321,7 @@ def _selection(chosen) -> str:
     for name, row in chosen.items():
         tried = ', '.join(f'{p["lr"]:g}/{p["decay"]:g} {p["mean"]:.2f}' for p in row['table'])
         lines.append(f'  {name:<13} lr {row["lr"]:g}, decay {row["decay"]:g}   ({tried})')
+        if name in SCOUTS and 'recommended' in chosen:
+            best, base = (max(p['mean'] for p in chosen[n]['table']) for n in (name, 'recommended'))
+            lines[-1] += f'   {best - base:+.2f} against recommended'
     return '\n'.join(lines)

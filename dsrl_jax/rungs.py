@@ -3,6 +3,8 @@
 CamVid at a view of 384x480 (360x480 padded, padding ignored), input 192x240, the same for all arms
 that do not say otherwise; batch 16, SGD, poly, EMA of the last step. The reference is the plain
 network with bilinear scores, trained and scored on full-size labels: no extra convolutions.
+
+SCOUTS are cheap trials on the folds, each one change of `recommended`: none reads the test split.
 """
 
 from typing import Any, NamedTuple
@@ -17,15 +19,22 @@ from dsrl_jax.errors import UserError, lookup
 class Rung(NamedTuple):
     """An arm: its title in tables, fields of the configuration, and runs it needs results of.
 
-    `needs` are rungs of the same stage, seed and grid point whose runs come first.
+    `needs` are rungs of the same stage, seed and grid point whose runs come first. `ramp` is the
+    share of the run over which the weight of the affinity loss grows. `prediction` was written
+    before the arm was run, `outcome` after.
     """
 
     title: str
     fields: dict[str, Any]
     needs: tuple[str, ...] = ()
+    ramp: float = 0.0
+    prediction: str = ''
+    outcome: str = 'not run'
 
 
 _FULL = {'model.dsrl': 'full', 'sssr.head': 'official_deconv'}
+_RECOMMENDED = {'model.dsrl': 'full', 'sssr.head': 'bilinear'}
+_NEW_BRANCHES = r'^(sssr|sisr|transform)/'
 
 RUNGS = {
     'paper_base': Rung(
@@ -35,7 +44,11 @@ RUNGS = {
     'sssr': Rung('+ SSSR', {**_FULL, 'model.dsrl': 'sssr'}),
     'sisr': Rung('+ SISR', {**_FULL, 'model.dsrl': 'sssr+sisr'}),
     'full': Rung('+ FA: DSRL as published', _FULL),
-    'recommended': Rung('full, head without cost', {'model.dsrl': 'full', 'sssr.head': 'bilinear'}),
+    'recommended': Rung(
+        'full, head without cost',
+        _RECOMMENDED,
+        prediction='Above full: nothing mixes class scores after they are made.',
+    ),
     'matched_low': Rung('plain network, next size below the cost of full', {'model.dsrl': 'none'}),
     'matched_high': Rung('plain network, next size above it', {'model.dsrl': 'none'}),
     'ceiling': Rung('plain network, full-size input', {'model.dsrl': 'none', 'scale': 1}),
@@ -52,6 +65,81 @@ RUNGS = {
     ),
 }
 
+SCOUTS = {
+    'local5_grid4': Rung(
+        'FA in windows of 5x5 cells, cells of 4 pixels',
+        {**_RECOMMENDED, 'fa.sampling': 'local', 'fa.window': 5, 'fa.grid': 4},
+        prediction='Above: near pairs carry the edges that pooled distant pairs wash out.',
+    ),
+    'local9_grid4': Rung(
+        'FA in windows of 9x9 cells, cells of 4 pixels',
+        {**_RECOMMENDED, 'fa.sampling': 'local', 'fa.window': 9, 'fa.grid': 4},
+        prediction='As local5_grid4: most of what a window teaches lies in its middle.',
+    ),
+    'local5_grid2': Rung(
+        'FA in windows of 5x5 cells, cells of 2 pixels',
+        {**_RECOMMENDED, 'fa.sampling': 'local', 'fa.window': 5, 'fa.grid': 2},
+        prediction="Above local5_grid4 on thin classes: cells as fine as the network's own scores.",
+    ),
+    'local9_grid2': Rung(
+        'FA in windows of 9x9 cells, cells of 2 pixels',
+        {**_RECOMMENDED, 'fa.sampling': 'local', 'fa.window': 9, 'fa.grid': 2},
+        prediction='As local5_grid4, which sees about the same reach of pixels.',
+    ),
+    'pool_grid4': Rung(
+        'FA over all pairs, cells of 4 pixels',
+        {**_RECOMMENDED, 'fa.grid': 4},
+        prediction='A little above: thin things are no longer averaged away.',
+    ),
+    'exact_grid2': Rung(
+        'FA over all pairs, cells of 2 pixels',
+        {**_RECOMMENDED, 'fa.sampling': 'exact', 'fa.grid': 2},
+        prediction='As pool_grid4, at many times the training cost.',
+    ),
+    'stop_gradient': Rung(
+        'no gradient of FA into the SR side',
+        {**_RECOMMENDED, 'fa.stop_gradient_sr': True},
+        prediction='Above: the guide cannot give way to what it is to guide.',
+    ),
+    'ramp': Rung(
+        'weight of FA grown over the first fifth of the run',
+        _RECOMMENDED,
+        ramp=0.2,
+        prediction='No difference: the untrained guide is gone after a few epochs anyway.',
+    ),
+    'head_depthwise': Rung(
+        'head depthwise_deconv',
+        {**_RECOMMENDED, 'sssr.head': 'depthwise_deconv'},
+        prediction='No difference: it starts as the bilinear one and has little to add.',
+    ),
+    'head_features': Rung(
+        'head deconv_features',
+        {**_RECOMMENDED, 'sssr.head': 'deconv_features'},
+        prediction='Above, on boundaries most: it classifies at full size. Dearer at inference.',
+    ),
+    'sisr_no_skip': Rung(
+        'SISR without the finest skip',
+        {**_RECOMMENDED, 'sisr.skip': False},
+        prediction='Above, with a worse PSNR: the deep encoder has to carry what is drawn.',
+    ),
+    'branches_lr_tenth': Rung(
+        'a tenth of the learning rate in the new branches',
+        {**_RECOMMENDED, 'optimizer.lr_groups': ((_NEW_BRANCHES, 0.1),)},
+        prediction='Below: a branch that learns slowly leaves noise to imitate.',
+    ),
+    'branches_lr_ten': Rung(
+        'ten times the learning rate in the new branches',
+        {**_RECOMMENDED, 'optimizer.lr_groups': ((_NEW_BRANCHES, 10.0),)},
+        prediction='A little above where it trains stably: the guide is good sooner.',
+    ),
+    'transform_grid': Rung(
+        'feature transform on the affinity grid',
+        {**_RECOMMENDED, 'fa.transform': 'grid'},
+        prediction='No difference in mIoU, less time a step.',
+    ),
+}
+ARMS = {**RUNGS, **SCOUTS}
+
 # The two questions asked before any run: a minus b. `matched` lies between two sizes.
 CONTRASTS = {
     'full - reference': ('full', 'reference'),
@@ -66,13 +154,16 @@ FOLDS = (1, 2, 3)
 _ASPECTS = {'camvid': (3, 4), 'synthetic': (1, 2)}
 
 
-def protocol(dataset: str, rung: str, net: str, *, tiny: bool = False) -> ml_collections.ConfigDict:
-    """The unlocked configuration of a rung before folds, seeds and tuned values are set.
+def protocol(
+    dataset: str, rung: str, net: str, *, tiny: bool = False, scale: int = 2
+) -> ml_collections.ConfigDict:
+    """The unlocked configuration of an arm before folds, seeds and tuned values are set.
 
     `matched_low` and `matched_high` have their size, `equal_time` and `distilled` still lack what
-    their `needs` tell.
+    their `needs` tell, `ramp` its number of steps. `scale` is the view's size over that of the
+    input; the view is padded up to a size that is legal at it.
     """
-    fields = lookup(RUNGS, rung, '--rungs').fields
+    fields = lookup(ARMS, rung, '--rungs').fields
     config = configs.load(f'{dataset}:net={net},dsrl=none' + (',tiny=true' if tiny else ''))
     config = config.copy_and_resolve_references()
     config.unlock()
@@ -81,10 +172,24 @@ def protocol(dataset: str, rung: str, net: str, *, tiny: bool = False) -> ml_col
     config.ema = 0.0 if tiny else 0.999
     config.checkpoint.keep = 1
     config.eval.pictures = 0
+    width = config.data.size[1]
+    if scale != config.scale:
+        _rescale(config, scale)
     _set(config, fields)
     if rung.startswith('matched'):
-        _match(config, dataset, net, tiny, high=rung == 'matched_high')
+        full = protocol(dataset, 'full', net, tiny=tiny, scale=scale)
+        _match(config, _ASPECTS[dataset], macs(full), width, high=rung == 'matched_high')
     return config
+
+
+def scouting() -> str:
+    """The scouting arms as a Markdown table: what changes, prediction, outcome."""
+    rows = [('arm', 'what changes', 'prediction, mIoU against `recommended`', 'outcome')]
+    rows.append(('---',) * 4)
+    base = RUNGS['recommended']
+    rows.append(('`recommended`', f'the base: {base.title}', base.prediction, base.outcome))
+    rows += [(f'`{name}`', a.title, a.prediction, a.outcome) for name, a in SCOUTS.items()]
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows) + '\n'
 
 
 def matched_views(
@@ -100,12 +205,18 @@ def matched_views(
     return found
 
 
-def _match(config, dataset, net, tiny, *, high):
-    """The plain network at the legal size next below or above the cost of DSRL as published."""
-    full = protocol(dataset, 'full', net, tiny=tiny)
-    target = macs(full)
-    before = config.data.size
-    aspect = _ASPECTS[dataset]
+def _rescale(config, scale):
+    """Another scale, the view padded up to the next size that the network takes at it."""
+    config.scale = scale
+    unit = scale * inference.build_network(config, 2).multiple
+    config.data.size = tuple(-(-n // unit) * unit for n in config.data.size)
+
+
+def _match(config, aspect, target, width, *, high):
+    """The plain network at the legal size next below or above so many multiply-adds.
+
+    `width` is what images of the usual size fill of a view.
+    """
     network = inference.build_network(config, 2)
     below = None
     for view in matched_views(network.multiple, aspect, config.scale):
@@ -114,13 +225,16 @@ def _match(config, dataset, net, tiny, *, high):
         if cost >= target:
             break
         below = view
+    else:
+        found = f'{target / 1e6:.1f} M multiply-adds, more than the largest size takes'
+        raise UserError('the matched cost', found, 'a size that takes it', 'leave these rungs out.')
     if below is None:
         found = f'{target / 1e6:.1f} M multiply-adds, less than the smallest legal size takes'
         raise UserError('the matched cost', found, 'a larger input', 'raise data.size.')
     config.data.size = view if high else below
     # The same field of view: what an image is enlarged by to fill the view, crops are too.
     config.data.eval_fit = 'resize'
-    zoom = config.data.size[1] / before[1]
+    zoom = config.data.size[1] / width
     config.data.scale_range = tuple(zoom * limit for limit in config.data.scale_range)
 
 

@@ -22,31 +22,17 @@ def make_train_step(
 ) -> Callable:
     """`step(state, batch, teacher=None) -> (state, scalars)`, to be jitted with the state donated.
 
-    The batch is the loader's: target [B,sH,sW,3] uint8, label and mask [B,sH,sW]. The small input
-    is made here, on the device. `guide(teacher, target)` gives the outputs of a network whose
-    variables are `teacher`; the loss finds them in its batch.
+    The batch is the loader's: target [B,sH,sW,3] uint8, label and mask [B,sH,sW]. `guide` and
+    `teacher` are those of `make_forward`.
     """
+    prepare = make_forward(model, loss, config, guide)
 
     def train_step(current: state.TrainState, batch: dict, teacher: dict | None = None):
-        dropout, sampling = jax.random.split(
-            jax.random.fold_in(jax.random.key(current.seed), current.step)
-        )
-        view = resize.normalise(batch['target'], resize.SR_COLOR)
-        image = resize.small_input(batch['target'], config.scale, config.data)
-        seen = {**batch, 'view': view}
-        if guide is not None:
-            seen['teacher'] = guide(teacher, batch['target'])
+        _, forward = prepare(current, batch, teacher)
 
         def loss_of(params):
-            outputs, updated = model.apply(
-                {'params': params, 'batch_stats': current.batch_stats},
-                image,
-                train=True,
-                mutable=['batch_stats'],
-                rngs={'dropout': dropout},
-            )
-            terms = loss(outputs, seen, step=current.step, key=sampling)
-            return terms['total'], (terms, updated['batch_stats'])
+            terms, _, batch_stats = forward(params)
+            return terms['total'], (terms, batch_stats)
 
         grads, (terms, batch_stats) = jax.grad(loss_of, has_aux=True)(current.params)
         updates, opt_state = tx.update(grads, current.opt_state, current.params)
@@ -67,6 +53,43 @@ def make_train_step(
         return new, scalars
 
     return train_step
+
+
+def make_forward(
+    model: nn.Module, loss: Callable, config, guide: Callable | None = None
+) -> Callable:
+    """`prepare(state, batch, teacher=None) -> (seen, forward)`: a step up to its loss.
+
+    The small input is made here, on the device. `seen` is the batch as the loss sees it: with the
+    normalised large `view` and, where `guide(teacher, target)` gives the outputs of a network whose
+    variables are `teacher`, with those as `teacher`. `forward(params) -> (terms, outputs,
+    batch_stats)`.
+    """
+
+    def prepare(current: state.TrainState, batch: dict, teacher: dict | None = None):
+        dropout, sampling = jax.random.split(
+            jax.random.fold_in(jax.random.key(current.seed), current.step)
+        )
+        view = resize.normalise(batch['target'], resize.SR_COLOR)
+        image = resize.small_input(batch['target'], config.scale, config.data)
+        seen = {**batch, 'view': view}
+        if guide is not None:
+            seen['teacher'] = guide(teacher, batch['target'])
+
+        def forward(params):
+            outputs, updated = model.apply(
+                {'params': params, 'batch_stats': current.batch_stats},
+                image,
+                train=True,
+                mutable=['batch_stats'],
+                rngs={'dropout': dropout},
+            )
+            terms = loss(outputs, seen, step=current.step, key=sampling)
+            return terms, outputs, updated['batch_stats']
+
+        return seen, forward
+
+    return prepare
 
 
 def _norm(tree) -> jax.Array:

@@ -17,6 +17,7 @@ from clu import parameter_overview
 from dsrl_jax import (
     checkpoint,
     data,
+    diagnostics,
     distillation,
     evaluate,
     inference,
@@ -42,6 +43,7 @@ TERMINATED = 143  # 128 + SIGTERM: what a scheduler expects of a job it stopped
 RESUME_KEYS = (
     *('seed', 'scale', 'model', 'sssr', 'sisr', 'ce', 'mse', 'fa', 'kd', 'optimizer', 'ema'),
     *('steps', 'epochs', 'data.name', 'data.train_split', 'data.batch_size', 'data.size'),
+    'data.labelled',
     *('data.scale_range', 'data.flip', 'data.color', 'data.mean', 'data.std', 'data.order'),
     'data.resident',  # resolved: drawn on the device, the views are others
 )
@@ -75,6 +77,7 @@ def train(config, workdir) -> dict | None:
     scored = data.build(config.data, config.data.eval_split)
     check_sample(source)
     check_sample(scored)
+    source = data.keep_labels(source, config.data.labelled)
     pipeline.check_views(config.data)
     steps = configs.total_steps(config, len(source))
     classes = len(source.classes)
@@ -87,6 +90,7 @@ def train(config, workdir) -> dict | None:
         raise UserError('config.model.net', found, expected, 'choose one.')
     shapes = inference.abstract_variables(network, config)  # what misfits shows here, unwritten
     teacher = distillation.load_teacher(config, source.classes)
+    diagnostics.check(config)
     loss = _make_loss(config, source, network.aux_weight)
     every = _every(config, steps)
     saved = checkpoint.open(workdir, keep=config.checkpoint.keep, every=every)
@@ -108,7 +112,8 @@ def train(config, workdir) -> dict | None:
             _write_settings(workdir, config, source)
             _overview(state, workdir)
         train_step = make_train_step(network, tx, loss, config, schedule, guide)
-        program = _programs(train_step, held, config, mesh)
+        batch = resident.make_batch(held, config, mesh) if held else None
+        program = _programs(train_step, batch, mesh)
         eval_fn = evaluate.jit_eval_step(network, config, classes, sr=_has_sr(config))
         logger = Logger(
             workdir,
@@ -118,6 +123,8 @@ def train(config, workdir) -> dict | None:
             every=config.log.every,
             process_index=jax.process_index(),
         )
+        measure = diagnostics.make_measure(network, loss, config, guide)
+        diagnose = diagnostics.make_record(measure, batch, config, mesh, logger)
         score = functools.partial(
             _score, config, network, scored, eval_fn, logger, workdir / _eval_folder(config)
         )
@@ -127,6 +134,7 @@ def train(config, workdir) -> dict | None:
             while step < steps:
                 with logger.clock('data_wait'):
                     length, pixels = next(dispatches)
+                diagnose(step, length, state, pixels, guiding)
                 with logger.clock('compile'):
                     run = program(length, state, pixels, guiding)
                 state, scalars = run(state, pixels, guiding)
@@ -167,14 +175,14 @@ def _dispatches(source, held, config, mesh, start, steps, every):
             yield 1, parallel.to_global(batch, mesh)
 
 
-def _programs(train_step, held, config, mesh):
-    """`program(length, *arguments)`: the compiled step, or so many on held images, made once."""
+def _programs(train_step, batch, mesh):
+    """`program(length, *arguments)`: the compiled step, made once; `batch` (resident.make_batch)
+    where it runs so many on held images."""
     everywhere, made = parallel.replicated(mesh), {}
-    batch = resident.make_batch(held, config, mesh) if held else None
 
     def program(length, *arguments):
         if length not in made:
-            run = resident.repeat(train_step, batch, length) if held else train_step
+            run = resident.repeat(train_step, batch, length) if batch else train_step
             jitted = jax.jit(run, donate_argnums=0, out_shardings=(everywhere, everywhere))
             made[length] = jitted.lower(*arguments).compile()
         return made[length]

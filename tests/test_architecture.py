@@ -45,6 +45,7 @@ MAY_IMPORT = {
     'peer': ('workload', 'errors'),
     'rungs': ('config', 'costs', 'inference', 'errors'),
     'contrasts': ('experiment', 'rungs', 'statistics', 'errors'),
+    'effect': ('config', 'contrasts', 'ladder', 'report', 'rungs', 'statistics', 'errors'),
     'paper_costs': ('costs', 'models', 'errors'),
     'paper_tables': ('paper_costs',),
     'paper_runs': (
@@ -55,6 +56,7 @@ MAY_IMPORT = {
     'photographs': ('data', 'metrics', 'step', 'errors'),
     'distillation': ('inference', 'ops', 'errors'),
     'pretrained': ('models', 'foreign', 'errors'),
+    'diagnostics': ('losses', 'parallel', 'step', 'errors'),
     'step': ('losses', 'metrics', 'optimizer', 'state', 'ops'),
     'parallel': ('errors',),
     'resident': ('parallel', 'data', 'ops', 'errors'),

@@ -12,8 +12,10 @@ from refusals import TINY, refused
 
 from dsrl_jax import cli, distillation, inference, losses
 from dsrl_jax import config as configs
+from dsrl_jax import state as states
 from dsrl_jax.errors import UserError
 from dsrl_jax.logger import read_metrics
+from dsrl_jax.models.dsrl import inference_variables
 from dsrl_jax.models.layers import Convention
 from dsrl_jax.ops import resize
 
@@ -226,6 +228,54 @@ def test_a_run_follows_its_teacher_and_resumes_with_no_other(teacher, tmp_path, 
     model.variables['params']['network']['head']['bias'] += 1
     assert distillation.identity(model) != distillation.identity(inference.load(teacher))
     refused(capsys, given, 'config kd.teacher', 'toy_network:Toy', 'as in the checkpoint')
+
+
+def test_a_teacher_guides_the_affinity_alone_without_a_sisr_branch(teacher, tmp_path):
+    workdir = tmp_path / 'run'
+    flags = ('--config.steps=30', '--config.optimizer.lr=0.01', f'--workdir={workdir}')
+    kd = ('--config.kd.pixel=0', '--config.kd.pair=0', '--config.kd.input=view')
+    guide = (f'--config.kd.teacher={teacher}', '--config.fa.guide=teacher')
+    assert cli.main([*STUDENT, *flags, *kd, *guide, '--config.fa.weight=20.0']) == 0
+    records = [r for r in read_metrics(workdir) if 'train/total' in r]
+    names = {n for n in records[0] if n.startswith(('train/fa', 'train/kd', 'train/mse'))}
+    assert names == {'train/fa_teacher'}
+    gap = np.array([r['train/fa_teacher'] for r in records])
+    assert gap[-5:].mean() < 0.8 * gap[:5].mean()
+
+    model, variables, _ = inference.from_workdir(workdir)
+    assert set(variables['params']) == {'network', 'sssr', 'transform'}
+    config = configs.load_json(workdir / 'config.json')
+    network = inference.build_network(config, len(model.classes))
+    small = inference.input_size(config, config.data.size)
+    start = jax.jit(lambda k: states.init_variables(network, small, k))(
+        jax.random.key(config.seed, impl='rbg')
+    )
+    for before, after in zip(
+        *(jax.tree.leaves(v['params']['transform']) for v in (start, variables))
+    ):
+        assert np.any(before != after)
+    # What is exported is what it would be without a guide.
+    assert (
+        cli.main(
+            ['export', f'--workdir={workdir}', f'--output={tmp_path / "model"}', '--format=params']
+        )
+        == 0
+    )
+    config.fa.guide, config.kd.teacher = 'sisr', ''
+    plain = inference.build_network(config, len(model.classes))
+    wanted = inference_variables(inference.abstract_variables(plain, config))
+    found = inference.load(tmp_path / 'model').variables
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, wanted)
+
+
+def test_a_guide_that_is_not_there_is_refused(teacher, tmp_path, capsys):
+    argv = (*STUDENT, '--config.steps=2', f'--workdir={tmp_path / "run"}')
+    wanted = ('config.fa.guide', "'teacher' without a teacher", 'config.kd.teacher')
+    refused(capsys, (*argv, '--config.fa.guide=teacher'), *wanted)
+    given = (*argv, '--config.fa.guide=both', f'--config.kd.teacher={teacher}')
+    refused(capsys, given, "'both' with model.dsrl=sssr", 'fa.guide=teacher')
+    refused(capsys, (*argv, '--config.fa.guide=siser'), "did you mean 'sisr'")
+    assert not (tmp_path / 'run').exists()
 
 
 def test_a_teacher_that_does_not_fit_is_refused(teacher, tmp_path, capsys):

@@ -230,6 +230,23 @@ def test_the_transform_reads_the_map_or_its_average_on_the_grid(trained):
     np.testing.assert_allclose(at_grid['seg_feature'], want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize('mode', list(BRANCHES))
+def test_a_transform_for_another_guide_stands_in_every_mode_and_leaves_predictions_alone(mode):
+    model, image = build(mode, transform={'always': True}), images()
+    made = jax.eval_shape(lambda: model.init(jax.random.key(0), image, sr=True))
+    assert set(made['params']) == BRANCHES[mode] | {'transform'}
+    plain = jax.eval_shape(lambda: build(mode).init(jax.random.key(0), image, sr=True))
+    assert dsrl.inference_variables(made) == dsrl.inference_variables(plain)
+    outputs = jax.eval_shape(lambda v: model.apply(v, image, sr=True), made)
+    assert outputs['seg_feature'].shape == (2, 4, 6, 32)
+    assert ('sr_feature' in outputs) == ('sr' in outputs) == ('sisr' in BRANCHES[mode])
+    predicted = jax.eval_shape(lambda v: model.apply(v, image), dsrl.inference_variables(made))
+    assert 'seg_feature' not in predicted
+    with pytest.raises(UserError, match='did you mean'):
+        wrong = build(mode, transform={'always': True}, features='narow')
+        jax.eval_shape(lambda: wrong.init(jax.random.key(0), image, sr=True))
+
+
 def test_options_reach_their_branch():
     model = build('full', sssr={'head': 'deconv_features', 'width': 3}, sisr={'skip': False})
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images(), sr=True))

@@ -107,6 +107,11 @@ def test_the_test_split_is_not_read_for_a_second_configuration(plan, done):
         assert ladder.run_all(plan, ladder.plan_final(plan))
 
 
+def test_a_folder_of_another_ladder_is_refused(plan, done):
+    with pytest.raises(UserError, match=r'epochs None.*5, as asked for'):
+        ladder.run_all(plan._replace(epochs=5), [])
+
+
 def test_a_folder_of_another_configuration_is_refused(plan, done):
     run = next(ladder.plan_final(plan))
     config = ladder.configuration(plan, run).copy_and_resolve_references()

@@ -9,6 +9,7 @@ from dsrl_jax import config as configs
 from dsrl_jax import losses
 from dsrl_jax.errors import UserError
 from dsrl_jax.models.layers import Convention
+from dsrl_jax.ops import resize
 from dsrl_jax.ops.affinity import dense_affinity_loss
 
 KEY = jax.random.key(0)
@@ -120,6 +121,40 @@ def test_affinity_is_taken_on_the_stated_grid():
     np.testing.assert_allclose(terms(outputs, batch)['fa'], expected, rtol=1e-5)
 
 
+def test_a_teacher_takes_the_place_of_the_sr_features_or_stands_beside_them():
+    """The dense form on the grid, from a map of another width and stride; no gradient to it."""
+    outputs, batch = example()
+    features = jnp.asarray(np.random.default_rng(7).normal(size=(B, 32, 48, 9)), jnp.float32)
+    grid = (2, 3)
+    seg, teacher, real = (
+        resize.pool_to(x, grid)
+        for x in (outputs['seg_feature'], features, batch['mask'][..., None].astype(jnp.float32))
+    )
+    expected = dense_affinity_loss(seg, teacher, mask=real[..., 0] > 0.999)
+    plain = terms(outputs, batch)
+
+    @jax.jit
+    def guided(features, seg, sr):
+        given = {**outputs, 'seg_feature': seg, 'sr_feature': sr}
+        seen = {**batch, 'teacher': {'features': features}}
+        found = {
+            guide: terms(given, seen, changes=[('fa.guide', guide), ('fa.weight', 0.7)])
+            for guide in ('teacher', 'both')
+        }
+        return found['both']['total'] + found['teacher']['total'], found
+
+    maps = features, outputs['seg_feature'], outputs['sr_feature']
+    gradients, found = jax.grad(guided, argnums=(0, 1, 2), has_aux=True)(*maps)
+    assert 'fa' not in found['teacher'] and found['both']['fa'] == plain['fa']
+    for given in found.values():
+        np.testing.assert_allclose(given['fa_teacher'], expected, rtol=1e-5)
+    rest = plain['ce'] + 0.1 * plain['mse']
+    np.testing.assert_allclose(found['teacher']['total'], rest + 0.7 * expected, rtol=1e-6)
+    mean = (plain['fa'] + expected) / 2
+    np.testing.assert_allclose(found['both']['total'], rest + 0.7 * mean, rtol=1e-6)
+    assert [bool(jnp.any(x != 0)) for x in gradients] == [False, True, True]
+
+
 def test_ramp_grows_the_affinity_term():
     outputs, batch = example()
     for step, share in ((0, 0.0), (5, 0.5), (10, 1.0), (30, 1.0)):
@@ -166,18 +201,20 @@ def test_shuffled_sr_features_keep_their_values_and_lose_their_places():
     config = configs.base()
     config.fa.grid = 8
     mask = jnp.ones_like(batch['mask'])
-    plain = losses.feature_affinity(outputs, mask, config, KEY)
+    seg, sr = outputs['seg_feature'], outputs['sr_feature']
+
+    def affinity(sr):
+        return losses.feature_affinity(seg, sr, mask, config, KEY, frozen=False)
+
+    plain = affinity(sr)
     # Equal in both branches: nothing differs until one of them is shuffled.
-    same = {**outputs, 'sr_feature': outputs['seg_feature']}
-    assert losses.feature_affinity(same, mask, config, KEY) < 1e-6
+    assert affinity(seg) < 1e-6
     config.fa.shuffle_sr = True
-    assert losses.feature_affinity(same, mask, config, KEY) > 0.05
-    again = losses.feature_affinity(outputs, mask, config, KEY)
-    assert again != plain and again == losses.feature_affinity(outputs, mask, config, KEY)
+    assert affinity(seg) > 0.05
+    again = affinity(sr)
+    assert again != plain and again == affinity(sr)
     # A constant map has no places to lose.
-    flat = {**outputs, 'sr_feature': jnp.ones_like(outputs['sr_feature'])}
-    shuffled = losses.feature_affinity(flat, mask, config, KEY)
+    flat = jnp.ones_like(sr)
+    shuffled = affinity(flat)
     config.fa.shuffle_sr = False
-    np.testing.assert_allclose(
-        shuffled, losses.feature_affinity(flat, mask, config, KEY), rtol=1e-6
-    )
+    np.testing.assert_allclose(shuffled, affinity(flat), rtol=1e-6)

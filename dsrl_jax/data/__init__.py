@@ -4,9 +4,12 @@ Nothing below this folder imports jax or a model: worker processes must not open
 """
 
 from dsrl_jax.data import camvid, folder, pack
+from dsrl_jax.data.labelled import keep_labels
 from dsrl_jax.data.sources import Cached, Joined
 from dsrl_jax.data.synthetic import SyntheticSource
 from dsrl_jax.errors import UserError, lookup
+
+__all__ = ['SOURCES', 'build', 'keep_labels', 'list_split']
 
 
 def build(config, split: str):

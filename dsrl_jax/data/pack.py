@@ -70,6 +70,9 @@ class PackedSource:
     def image_size(self, index: int) -> tuple[int, int]:
         return self.records[index].height, self.records[index].width
 
+    def element_name(self, index: int) -> str:
+        return self.records[index].name
+
     def __getitem__(self, index: int) -> dict:
         index = int(index)
         record, path, data = self.records[index], *self._read(index)

@@ -3,8 +3,8 @@
 A source is an object with `len()`, `source[i]` -> {'image': uint8 [H, W, 3], 'label': uint8
 [H, W] (absent where there is none), 'name': str}, `files(i)` -> dict of paths, and the attributes
 `classes` (names), `colors` (RGB triples), `num_classes`, `ignore` (255), `split`; one that knows
-sizes without decoding has `image_size(i)`. Sources are pickled into worker processes, so they hold
-paths, never open files.
+sizes without decoding has `image_size(i)`, one that knows names `element_name(i)`. Sources are
+pickled into worker processes, so they hold paths, never open files.
 """
 
 import dataclasses
@@ -58,6 +58,9 @@ class PairSource:
     def files(self, index: int) -> dict[str, pathlib.Path]:
         pair = self.pairs[index]
         return {'image': pair.image} | ({'label': pair.label} if pair.label else {})
+
+    def element_name(self, index: int) -> str:
+        return self.pairs[index].name
 
     def __getitem__(self, index: int) -> dict:
         pair = self.pairs[index]
@@ -125,6 +128,9 @@ class Joined:
     def image_size(self, index: int) -> tuple[int, int]:
         return image_size(*self._locate(index))
 
+    def element_name(self, index: int) -> str:
+        return element_name(*self._locate(index))
+
     def _locate(self, index: int):
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -145,6 +151,12 @@ def image_size(source, index: int) -> tuple[int, int]:
     width, height = image.size
     turned = image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
     return (width, height) if turned else (height, width)
+
+
+def element_name(source, index: int) -> str:
+    """The 'name' of one element, undecoded where the source says it."""
+    known = getattr(source, 'element_name', None)
+    return source[index]['name'] if known is None else known(index)
 
 
 def read_image(path) -> np.ndarray:

@@ -45,12 +45,16 @@ class SyntheticSource:
         key = (self.seed, list(LENGTHS).index(self.split), index)
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
         scene = street.draw_street(rng, *self.size)
-        name = f'{self.split}_{index:05d}'
+        name = self.element_name(index)
         return {'image': _light(rng, scene), 'label': scene.label.copy(), 'name': name}
 
     def files(self, index):
         """No item lies on disk."""
         return {}
+
+    def element_name(self, index):
+        """Split and number."""
+        return f'{self.split}_{index:05d}'
 
     def image_size(self, index):
         """Every scene is drawn at one size."""

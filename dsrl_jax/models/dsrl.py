@@ -41,7 +41,8 @@ def wrap(
     `resize` (default: half_pixel) says how scores reach the input size.  `stride`: legal heights
     and widths of the input are multiples of it (default: the module's own `multiple`).
     `sssr` holds head and width, `sisr` activation, skip and trunk (heads.sssr, heads.SISR),
-    `transform` grid: 0, the transform reads the map as it is; else averaged to input/grid first.
+    `transform` grid: 0, the transform reads the map as it is; else averaged to input/grid first;
+    and always: there is one in every mode, for a guide of the affinity loss that is not SISR.
     Raises UserError for an unknown mode, scale or option, or a module without a multiple.
     """
     style = style or Style()
@@ -61,7 +62,8 @@ def wrap(
         raise UserError('wrap', f'{type(module).__name__} without train', expected, 'add it.')
     sssr = _known(sssr, ('head', 'width'), 'sssr')
     sisr = _known(sisr, ('activation', 'skip', 'trunk'), 'sisr')
-    transform = _known(transform, ('grid',), 'transform')
+    transform = _known(transform, ('grid', 'always'), 'transform')
+    has_transform |= transform.get('always', False)
     return DSRL(
         network=module,
         sssr=heads.sssr(num_classes=num_classes, style=style, **sssr) if has_sssr else None,
@@ -79,9 +81,9 @@ class DSRL(nn.Module):
 
     `scores` [B, h, w, K] and `resize` say how to reach (sH, sW), both over `result_stride` where
     the network has one (pose heatmaps).  With `sr` (None: as `train`) also sr [B, sH, sW, 3],
-    normalised RGB, and where there is a transform seg_feature [B, h', w', 32] and sr_feature
-    [B, H, W, 32], the two maps of the affinity loss.  `features` names the map of the network that
-    the transform reads.  A branch that is None has no parameters.
+    normalised RGB, and where there is a transform seg_feature [B, h', w', 32] and (with SISR)
+    sr_feature [B, H, W, 32], the two maps of the affinity loss.  `features` names the map of the
+    network that the transform reads.  A branch that is None has no parameters.
     """
 
     network: nn.Module
@@ -125,7 +127,9 @@ class DSRL(nn.Module):
             read = outputs[self.features]
             if self.grid:
                 read = pool_to(read, tuple(max(1, n // self.grid) for n in (height, width)))
-            added |= {'seg_feature': self.transform(read, train), 'sr_feature': sr_feature}
+            added['seg_feature'] = self.transform(read, train)
+            if self.sisr is not None:
+                added['sr_feature'] = sr_feature
         return {**outputs, **added}
 
     def _complete(self, outputs):
@@ -140,7 +144,7 @@ class DSRL(nn.Module):
         named = outputs.get('resize', 'half_pixel')
         lookup(dict.fromkeys(CONVENTIONS), named, '`resize` of the network')
         outputs = {**outputs, 'resize': Convention(named)}
-        if self.sisr is None:
+        if self.sisr is None and self.transform is None:
             return outputs
         maps = {name: x for name, x in outputs.items() if getattr(x, 'ndim', 0) == 4}
         return {'high': lookup(maps, self.features, 'model.tap'), **outputs}
