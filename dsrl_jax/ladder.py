@@ -218,8 +218,8 @@ def _apply_needs(ladder, run, config):
     if run.rung == 'equal_time':
         longer = found['full']['minutes'] / found['reference']['minutes']
         config.steps, config.epochs = round(found['reference']['steps'] * longer), 0.0
-    if run.rung == 'distilled':
-        folder = ladder.home / run.folder.replace('/distilled/', '/ceiling/')
+    if 'ceiling' in found:
+        folder = ladder.home / run.folder.replace(f'/{run.rung}/', '/ceiling/')
         config.kd.teacher = str(_export(folder))
 
 

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import warnings
 from collections import defaultdict
 from typing import NamedTuple
 
@@ -49,7 +50,11 @@ def costliest(folder: str, program: str = '', count: int = 10) -> list[Operation
 def rank(trace: ProfileData, program: str = '', count: int = 10) -> list[Operation]:
     """The costliest operations of a loaded trace; see `costliest`."""
     spent, calls = defaultdict(float), defaultdict(int)
-    for name, nanoseconds in _operations(trace):
+    with warnings.catch_warnings():
+        # A type of the trace reader warns when it is made; as an error that would end the process.
+        warnings.simplefilter('ignore', DeprecationWarning)
+        operations = _operations(trace)
+    for name, nanoseconds in operations:
         spent[name] += nanoseconds / 1e6
         calls[name] += 1
     total, scopes = sum(spent.values()), _scopes(program)

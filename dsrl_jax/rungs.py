@@ -34,6 +34,8 @@ class Rung(NamedTuple):
 
 _FULL = {'model.dsrl': 'full', 'sssr.head': 'official_deconv'}
 _RECOMMENDED = {'model.dsrl': 'full', 'sssr.head': 'bilinear'}
+# The full-size network of the same seed teaches, by the affinity of its features alone.
+_TAUGHT = {'kd.input': 'view', 'kd.pixel': 0.0, 'kd.pair': 0.0}
 _NEW_BRANCHES = r'^(sssr|sisr|transform)/'
 
 RUNGS = {
@@ -117,6 +119,11 @@ SCOUTS = {
         {**_RECOMMENDED, 'sssr.head': 'deconv_features'},
         prediction='Above, on boundaries most: it classifies at full size. Dearer at inference.',
     ),
+    'head_shuffle': Rung(
+        'head pixel_shuffle',
+        {**_RECOMMENDED, 'sssr.head': 'pixel_shuffle'},
+        prediction='A little above, on boundaries: four classifiers see where an edge lies.',
+    ),
     'sisr_no_skip': Rung(
         'SISR without the finest skip',
         {**_RECOMMENDED, 'sisr.skip': False},
@@ -131,6 +138,18 @@ SCOUTS = {
         'ten times the learning rate in the new branches',
         {**_RECOMMENDED, 'optimizer.lr_groups': ((_NEW_BRANCHES, 10.0),)},
         prediction='A little above where it trains stably: the guide is good sooner.',
+    ),
+    'guide_teacher': Rung(
+        'FA to the features of the frozen full-size network, no SISR branch',
+        {**_RECOMMENDED, 'model.dsrl': 'sssr', 'fa.guide': 'teacher', **_TAUGHT},
+        ('ceiling',),
+        prediction='Above: a network of the classes knows what a photograph does not.',
+    ),
+    'guide_both': Rung(
+        'FA to that network and to the SISR branch, half each',
+        {**_RECOMMENDED, 'fa.guide': 'both', **_TAUGHT},
+        ('ceiling',),
+        prediction='Between recommended and guide_teacher.',
     ),
     'transform_grid': Rung(
         'feature transform on the affinity grid',
@@ -159,8 +178,8 @@ def protocol(
 ) -> ml_collections.ConfigDict:
     """The unlocked configuration of an arm before folds, seeds and tuned values are set.
 
-    `matched_low` and `matched_high` have their size, `equal_time` and `distilled` still lack what
-    their `needs` tell, `ramp` its number of steps. `scale` is the view's size over that of the
+    `matched_low` and `matched_high` have their size, rungs with `needs` still lack what
+    these tell, `ramp` its number of steps. `scale` is the view's size over that of the
     input; the view is padded up to a size that is legal at it.
     """
     fields = lookup(ARMS, rung, '--rungs').fields

@@ -128,6 +128,30 @@ def test_deconv_features_reads_features_only_and_classifies_last():
     assert count(variables) == 9 * 7 * 6 + 2 * 6 + 6 * 5 + 5
 
 
+def test_pixel_shuffle_starts_as_one_classifier_and_places_its_four():
+    head = heads.sssr('pixel_shuffle', num_classes=5, style=STYLE)
+    outputs = maps(feature=(4, 6))
+    (scores, convention), variables = head.init_with_output(jax.random.key(0), outputs, (16, 24))
+    # Two steps to go: one by pixels, one left to the bilinear enlargement.
+    assert scores.shape == (2, 8, 12, 5) and convention == 'half_pixel'
+    alike = np.asarray(scores).reshape(2, 4, 2, 6, 2, 5)
+    np.testing.assert_array_equal(alike, np.broadcast_to(alike[:, :, :1, :, :1], alike.shape))
+    rng = np.random.default_rng(0)
+    drawn = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), variables)
+    scores, _ = head.apply(drawn, outputs, (16, 24))
+    kernel, bias = (np.asarray(drawn['params']['classifier'][n]) for n in ('kernel', 'bias'))
+    for place, (row, column) in enumerate(np.ndindex(2, 2)):
+        part = slice(5 * place, 5 * place + 5)
+        want = np.asarray(outputs['features']) @ kernel[0, 0, :, part] + bias[part]
+        np.testing.assert_allclose(scores[:, row::2, column::2], want, rtol=1e-5, atol=1e-5)
+
+
+def test_pixel_shuffle_is_a_plain_classifier_where_nothing_is_left_to_enlarge():
+    head = heads.sssr('pixel_shuffle', num_classes=5, style=STYLE)
+    (scores, _), variables = abstract(head, maps(), (4, 6))
+    assert scores.shape == (2, 4, 6, 5) and count(variables) == (7 + 1) * 5
+
+
 @pytest.mark.parametrize('name', DECONV_HEADS)
 @pytest.mark.parametrize('steps', [0, 1, 2, 5])
 def test_deconv_heads_take_one_step_for_each_doubling(name, steps):

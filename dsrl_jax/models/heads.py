@@ -119,11 +119,41 @@ class DeconvFeatures(nn.Module):
         return scores, Convention('half_pixel')
 
 
+class PixelShuffle(nn.Module):
+    """Decoder features [B, h, w, C] -> class scores at twice their size, by one sub-pixel step.
+
+    A 1x1 classifier with bias for each of the four pixels, alike at the start; nothing follows the
+    scores, which the fused loss and arg-max enlarge bilinearly the rest of the way to (sH, sW).
+    The network's own classifier is not used.  Features that are at (sH, sW) get one classifier.
+    """
+
+    num_classes: int
+    style: Style = Style()
+
+    @nn.compact
+    def __call__(self, outputs, size, train: bool = False):
+        x, steps = _ladder(outputs, 'features', size, 'sssr.head')
+        factor = 2 if steps else 1
+
+        def alike(key, shape, dtype=jnp.float32):
+            one = nn.initializers.he_normal()(key, (*shape[:-1], self.num_classes), dtype)
+            return jnp.tile(one, (1, 1, 1, factor**2))
+
+        width = factor**2 * self.num_classes
+        classify = Conv(
+            width, 1, use_bias=True, kernel_init=alike, style=self.style, name='classifier'
+        )
+        scores = convolution.depth_to_space(classify(x), factor)
+        height, width = _foot(size, max(0, steps - 1))
+        return scores[:, :height, :width], Convention('half_pixel')
+
+
 HEADS = {
     'official_deconv': OfficialDeconv,
     'bilinear': Bilinear,
     'depthwise_deconv': DepthwiseDeconv,
     'deconv_features': DeconvFeatures,
+    'pixel_shuffle': PixelShuffle,
 }
 
 
