@@ -3,7 +3,7 @@
 Nothing below this folder imports jax or a model: worker processes must not open a device.
 """
 
-from dsrl_jax.data import camvid, folder, pack
+from dsrl_jax.data import camvid, cityscapes, folder, pack
 from dsrl_jax.data.labelled import keep_labels
 from dsrl_jax.data.sources import Cached, Joined
 from dsrl_jax.data.synthetic import SyntheticSource
@@ -37,6 +37,7 @@ def _synthetic(config, split):
 
 SOURCES = {
     'camvid': camvid.build,
+    'cityscapes': cityscapes.build,
     'folder': folder.build,
     'packed': pack.build,
     'synthetic': _synthetic,
@@ -50,4 +51,6 @@ def _one(config, split):
         raise problems[0]
     if not len(source):
         raise UserError(f'split {split}', 'no image', 'at least one', 'choose another split.')
+    if note := getattr(source, 'note', ''):
+        print(f'{config.name} {split}: {note}')
     return source

@@ -11,11 +11,15 @@ from dsrl_jax.errors import UserError
 
 @dataclasses.dataclass
 class Report:
-    """Result of `check`: all `problems`; `splits`: split -> counts as of `class_frequencies`."""
+    """Result of `check`: all `problems`; `splits`: split -> counts as of `class_frequencies`.
+
+    `notes` say what of each split is read, where a source has more than one form.
+    """
 
     classes: tuple[str, ...] = ()
     problems: list[UserError] = dataclasses.field(default_factory=list)
     splits: dict[str, dict] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
     images: int = 0
 
 
@@ -33,7 +37,9 @@ def check(config, splits=None) -> Report:
             report.problems.append(problem)
             continue
         report.classes = tuple(source.classes)
-        report.problems += getattr(source, 'problems', ())
+        report.problems += [*getattr(source, 'problems', ()), *getattr(source, 'differences', ())]
+        if note := getattr(source, 'note', ''):
+            report.notes.append(f'{split}: {note}')
         _check_split(report, source, split, config, split in train, split in evaluated)
     return report
 
@@ -57,8 +63,8 @@ def check_sample(source, n: int = 4) -> None:
 
 def report_problems(report: Report, write=print) -> int:
     """Prints the problems, a table of pixel shares, and the sum; gives the number of problems."""
-    for problem in report.problems:
-        write(str(problem))
+    for line in [*report.problems, *report.notes]:
+        write(str(line))
     columns = list(report.splits)
     if columns:
         width = max(12, *(len(name) + 2 for name in report.classes))
@@ -73,20 +79,22 @@ def report_problems(report: Report, write=print) -> int:
 
 
 def _check_split(report, source, split, config, trained, evaluated):
-    seen, largest, read = [], (0, 0), 0
+    seen, largest, read, sizes = [], (0, 0), 0, {}
     for index in range(len(source)):
         element, problems = _read(source, index)
         report.problems += problems
         if element is None:
             continue
         read += 1
-        largest = tuple(np.maximum(largest, element['image'].shape[:2]).tolist())
+        size = element['image'].shape[:2]
+        largest = tuple(np.maximum(largest, size).tolist())
+        sizes.setdefault(size, []).append(index)
         if 'label' in element:
             where = source.files(index).get('label', element['name'])
             seen.append((where, count(element['label'], source.num_classes)))
     report.images += len(source)
     report.splits[split] = summarize([counts for _, counts in seen], source.num_classes)
-    report.problems += _masks(seen, source.num_classes)
+    report.problems += [*_masks(seen, source.num_classes), *_sizes(source, sizes)]
     if trained and read and not seen:
         report.problems.append(_unlabelled(split, split))
     size = tuple(config.eval_size or config.size)
@@ -114,6 +122,20 @@ def _read(source, index):
         except UserError as problem:
             problems.append(problem)
     return None, problems
+
+
+def _sizes(source, sizes):
+    """Problems of images not of the public set's size, one for each other size."""
+    public = getattr(source, 'public_size', None)
+    for size, found in sizes.items():
+        if public and size != public:
+            more = f', as {len(found) - 1} more of {source.split}' if len(found) > 1 else ''
+            yield UserError(
+                source.files(found[0])['image'],
+                f'an image of {size[0]}x{size[1]} (HxW){more}',
+                f'{public[0]}x{public[1]}, the size of the public set',
+                'restore the original; scores are taken at the size that is there.',
+            )
 
 
 def _masks(seen, num_classes):

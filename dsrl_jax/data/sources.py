@@ -37,7 +37,9 @@ class PairSource:
     """A split of image and label files; an unreadable or mismatched pair raises UserError.
 
     `read_label(path)` gives class indices, uint8 [H, W]. `problems` are the mistakes met while
-    the files were listed: `data.build` raises the first, `data.check` reports all.
+    the files were listed: `data.build` raises the first, `data.check` reports all. Where the
+    set is a public one, `differences` from it and images not of `public_size` (height, width) are
+    reported by `data.check` alone: a part of it can be used. `note` says what was found.
     """
 
     pairs: tuple[Pair, ...]
@@ -47,6 +49,9 @@ class PairSource:
     read_label: Callable[[pathlib.Path], np.ndarray]
     problems: tuple[UserError, ...] = ()
     ignore: int = IGNORE
+    note: str = ''
+    differences: tuple[UserError, ...] = ()
+    public_size: tuple[int, int] | None = None
 
     @property
     def num_classes(self) -> int:
