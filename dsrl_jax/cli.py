@@ -16,7 +16,7 @@ VERBS = {
     'export': ('dsrl_jax.export', 'write the inference-only network'),
     'predict': ('dsrl_jax.predict', 'class maps, colours and overlays of pictures'),
     'convert': ('dsrl_jax.convert', "bring another project's weights into a model directory"),
-    'data': ('dsrl_jax.data.command', 'check, list and show a data set'),
+    'data': ('dsrl_jax.data.command', 'check, show, pack or generate a data set'),
     'flops': ('dsrl_jax.flops', 'parameters and multiply-adds, with and without the head'),
     'bench': ('dsrl_jax.bench', 'speed, latency, compile time and memory; beside PyTorch'),
     'reproduce': ('dsrl_jax.reproduce', 'ladders over seeds: what DSRL gives, at its true cost'),
