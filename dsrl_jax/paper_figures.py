@@ -72,11 +72,8 @@ def _segmentations(trained, elements):
     """Figure 6: input, truth and the class map of every run."""
     rows, captions = [], []
     for element in elements:
-        image, label = element['image'], element['label']
-        colors = next(iter(trained.values()))[0].colors
-        found = [model.predict(image).labels for model, _ in trained.values()]
+        image, label, found, words, colors = _predicted(trained, element)
         rows.append([image, *(colorize(one, colors) for one in (label, *found))])
-        words = (f'{title}: {_right(one, label)}' for title, one in zip(trained, found))
         captions.append(('image', 'truth', *words))
     return rows, captions
 
@@ -85,13 +82,18 @@ def _errors(trained, elements):
     """Figure 7: the truth over the image and where every run is wrong."""
     rows, captions = [], []
     for element in elements:
-        image, label = element['image'], element['label']
-        colors = next(iter(trained.values()))[0].colors
-        found = [model.predict(image).labels for model, _ in trained.values()]
+        image, label, found, words, colors = _predicted(trained, element)
         rows.append([overlay(image, label, colors), *(error_map(one, label) for one in found)])
-        words = (f'{title}: {_right(one, label)}' for title, one in zip(trained, found))
         captions.append(('truth', *words))
     return rows, captions
+
+
+def _predicted(trained, element):
+    """image, label, every run's class map, a caption for each, and the colours of the classes."""
+    image, label = element['image'], element['label']
+    found = [model.predict(image).labels for model, _ in trained.values()]
+    words = [f'{title}: {_right(one, label)}' for title, one in zip(trained, found)]
+    return image, label, found, words, next(iter(trained.values()))[0].colors
 
 
 def _super_resolution(trained, elements):
