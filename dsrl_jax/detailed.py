@@ -12,18 +12,6 @@ from dsrl_jax import boundary, metrics
 from dsrl_jax.data import camvid
 
 
-def detailed_scores(
-    predictions: Iterable[tuple], source, *, thin: Sequence[str] = camvid.THIN
-) -> dict:
-    """`pooled` numbers of the whole split, with `names` [images] and `confusion` beside them.
-
-    `confusion` is int32 [images,K,K+1]: see `count`, which gives every array for other subsets.
-    """
-    arrays = count(predictions, source)
-    kept = {name: arrays[name] for name in ('names', 'confusion')}
-    return pooled(arrays, source.classes, thin=thin) | kept
-
-
 def count(
     predictions: Iterable[tuple], source, widths: Sequence[int] = boundary.WIDTHS
 ) -> dict[str, np.ndarray]:

@@ -13,6 +13,13 @@ from dsrl_jax.data.synthetic import SyntheticSource
 THIN = ('pole', 'sign', 'person', 'rider')
 
 
+def scored(predictions, source, thin):
+    """The pooled numbers of a split, with the names and counts of its images beside them."""
+    arrays = detailed.count(predictions, source)
+    kept = {name: arrays[name] for name in ('names', 'confusion')}
+    return detailed.pooled(arrays, source.classes, thin=thin) | kept
+
+
 @pytest.fixture(scope='module')
 def source():
     return SyntheticSource('val', size=(48, 64), length=5)
@@ -38,7 +45,7 @@ def confusion(answers):
 
 
 def test_scores_are_those_of_the_pooled_matrix(source, answers):
-    scores = detailed.detailed_scores(answers, source, thin=THIN)
+    scores = scored(answers, source, thin=THIN)
     expected = confusion(answers).compute()
     thin = [source.classes.index(name) for name in THIN]
     assert scores['miou'] == pytest.approx(float(expected['miou']))
@@ -68,14 +75,14 @@ def test_scores_of_some_images_are_those_of_them_alone(source, answers, tmp_path
 
 
 def test_truth_itself_is_perfect(source, answers):
-    scores = detailed.detailed_scores(((i, t, t) for i, _, t in answers), source, thin=THIN)
+    scores = scored(((i, t, t) for i, _, t in answers), source, thin=THIN)
     assert scores['miou'] == scores['thin_miou'] == scores['pixel_accuracy'] == 1
     for name in ('trimap_miou', 'boundary_iou', 'thin_boundary_iou'):
         assert scores[name] == [1, 1, 1, 1]
 
 
 def test_a_set_without_thin_classes_says_none(source, answers):
-    scores = detailed.detailed_scores(answers, source, thin=())
+    scores = scored(answers, source, thin=())
     assert scores['thin_miou'] is None and scores['thin_boundary_iou'] == [None] * 4
     assert scores['miou'] is not None
 
@@ -108,7 +115,7 @@ def test_predictions_are_what_evaluation_scores():
     for index, prediction, label in found:
         assert prediction.shape == label.shape
         np.testing.assert_array_equal(label, source[index]['label'])
-    scores = detailed.detailed_scores(found, source, thin=THIN)
+    scores = scored(found, source, thin=THIN)
     for name in ('images', 'miou', 'pixel_accuracy', 'iou'):
         assert scores[name] == pytest.approx(whole[name])
     assert 0 < scores['miou'] < 1
