@@ -5,14 +5,17 @@ measured in the same run, and on demand the same work in PyTorch.
 """
 
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
+import pathlib
 import platform
+from collections.abc import Callable
 
 import jax
 
-from dsrl_jax import __version__, costs, peer, profiling, roofline, timing, workload
+from dsrl_jax import __version__, costs, peer, profiling, roofline, timing, turns, workload
 from dsrl_jax.config import CHOICES, DSRL_MODES, parse_size
 from dsrl_jax.errors import UserError, lookup
 from dsrl_jax.models import heads
@@ -49,6 +52,12 @@ def flags(parser) -> None:
     add('--profile', metavar='DIR', help='write a trace there and print the costliest operations')
     add('--peer', help='torch: the same work in PyTorch, eager and compiled')
     add('--peer_limit', type=float, default=300.0, help='seconds for a variant; default: 300')
+    add('--latency', default='1,8', help='batch sizes of single requests; default: 1,8')
+    add(
+        '--turn',
+        metavar='DIR',
+        help='compile beside others, then write DIR/ready and wait for DIR/go',
+    )
 
 
 def main(args) -> int:
@@ -57,6 +66,7 @@ def main(args) -> int:
     # memory too, and what is allocated on demand is as fast once it is there.
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
     work, budget = _workload(args), _budget(args)
+    latency = _latency(args)
     workload.check(work)
     program = None
     if args.peer is not None:
@@ -64,29 +74,52 @@ def main(args) -> int:
         program = peer.find()
     found = {**work._asdict(), **_circumstances()}
     print(speed.title(found), flush=True)
-    # The peer first: this process has nothing in the device's memory yet.
-    theirs = time_peer(program, work, budget, args.peer_limit) if program else None
-    found |= _measure(work, budget, args.profile)
-    print('', speed.table(found), sep='\n', flush=True)
-    if args.profile:
-        print('', speed.operations(found['profile'], args.profile, _TRACED_STEPS), sep='\n')
-    if theirs:
-        found |= {'peer': theirs, 'ratio': ratio(found, theirs['variants'])}
-        print('', speed.ratio(found['ratio']), sep='\n')
+    begin = functools.partial(
+        peer.start, program, work, limit=args.peer_limit, latency=latency, **budget
+    )
+    peers = []  # with a turn they compile while we do
+    try:
+        if program and args.turn:
+            peers = [begin(variant, wait=True) for variant in peer.VARIANTS if _compiled(variant)]
+        equal = peer.check(program, work) if program else None
+        with turns.alone(args.turn and pathlib.Path(args.turn).parent / 'lock'):
+            programs = _compile(work, latency)
+        for running in peers:
+            peer.settle(running)
+        turns.wait(args.turn)
+        found['beside_others'] = bool(args.turn)
+        found |= _measure(work, programs, budget, args.profile)
+        print('', speed.table(found), sep='\n', flush=True)
+        if args.profile:
+            print('', speed.operations(found['profile'], args.profile, _TRACED_STEPS), sep='\n')
+        if program:
+            found['peer'] = time_peer(equal, begin, peers, work.batch)
+            found['ratio'] = ratio(found, found['peer']['variants'])
+            print('', speed.ratio(found['ratio']), sep='\n')
+    finally:
+        for running in peers:
+            peer.stop(running)
     print(json.dumps(found), flush=True)
     return 0
 
 
-def time_peer(program, work: Workload, budget: dict, limit: float) -> dict:
-    """Prove the PyTorch peer equal, then time its variants, a line each as they come."""
-    equal = peer.check(program, work)
+def time_peer(equal: dict, begin: Callable, waiting: list, batch: int) -> dict:
+    """Time the variants of a peer that was proved equal, a line each as they come.
+
+    `begin(variant)` starts the process of one; the compiled ones of `waiting` have begun.
+    """
     print('', speed.peer_title(equal), sep='\n', flush=True)
-    variants = []
+    waiting, variants = iter(waiting), []
     for variant in peer.VARIANTS:
         print(speed.peer_name(variant), end='', flush=True)
-        variants.append(_figures(peer.measure(program, work, variant, limit, **budget), work.batch))
+        running = next(waiting, None) if _compiled(variant) else None
+        variants.append({**variant, **_figures(peer.answer(running or begin(variant)), batch)})
         print(speed.peer_figures(variants[-1]), flush=True)
     return {**equal, 'variants': variants}
+
+
+def _compiled(variant):
+    return variant['mode'] == 'compile'
 
 
 def ratio(found: dict, variants: list[dict]) -> dict | None:
@@ -140,6 +173,17 @@ def _budget(args) -> dict:
     return {'seconds': args.seconds, 'repeats': args.repeats, 'steps': args.steps}
 
 
+def _latency(args) -> tuple[int, ...]:
+    try:
+        found = tuple(int(text) for text in args.latency.split(','))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        expected = 'batch sizes joined by commas: 1,8'
+        raise UserError('--latency', repr(args.latency), expected, 'correct it.')
+    return () if args.train else found
+
+
 def _positive(args, name):
     value = getattr(args, name)
     if value is not None and not value > 0:
@@ -159,12 +203,27 @@ def _circumstances() -> dict:
     }
 
 
-def _measure(work: Workload, budget: dict, folder: str | None) -> dict:
+def _compile(work: Workload, latency: tuple[int, ...]):
+    """The program, its seconds in a second process, and {batch: program} of single requests."""
     compiled, warm = workload.compile_cold_and_warm(work)
+    compiled, single = workload.as_graph(work, compiled), {}
+    for batch in latency:
+        one = work._replace(batch=batch)
+        single[batch] = (
+            compiled
+            if batch == work.batch
+            else workload.as_graph(one, workload.compile_program(one))
+        )
+    return compiled, warm, single
+
+
+def _measure(work: Workload, programs, budget: dict, folder: str | None) -> dict:
+    compiled, warm, single = programs
     call = workload.caller(work, compiled)
     step = timing.throughput(call, jax.block_until_ready, **budget)
     found = {
         **_speed(step, work.batch),
+        'form': compiled.form,
         'compile_seconds': {'cold': compiled.seconds, 'warm': warm},
         'memory': roofline.memory(compiled.run),  # before anything else asks for some
     }
@@ -176,10 +235,8 @@ def _measure(work: Workload, budget: dict, folder: str | None) -> dict:
     del call  # and with it the arguments
     if not work.train:
         found['latency'] = {}
-        for batch in workload.LATENCY_BATCHES:
-            same = compiled if batch == work.batch else None
-            single = work._replace(batch=batch)
-            call = workload.caller(single, same or workload.compile_program(single))
+        for batch, one in single.items():
+            call = workload.caller(work._replace(batch=batch), one)
             one = timing.latency(call, jax.block_until_ready, seconds=budget['seconds'])
             found['latency'][str(batch)] = _milliseconds(one)
     return found

@@ -9,6 +9,7 @@ import numpy as np
 from dsrl_jax.errors import UserError
 from dsrl_jax.ops import resize
 from dsrl_jax.ops.affinity import affinity_loss
+from dsrl_jax.ops.convolution import platform
 from dsrl_jax.ops.scores import pixel_cross_entropy
 
 # Printed in SegNet's CamVid prototxts; another label version than the published annotations.
@@ -121,6 +122,7 @@ def feature_affinity(
         stop_gradient_sr=frozen,
         window=fa.window,
         dilation=fa.dilation,
+        where=platform(config.model.conv_impl),
     )
 
 

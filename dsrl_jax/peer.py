@@ -4,20 +4,27 @@
 in memory or in a compiler does not touch the next, and a compilation that does not end is ended.
 """
 
+import contextlib
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
+from typing import NamedTuple
 
 import dsrl_jax
+from dsrl_jax import turns
 from dsrl_jax.errors import UserError
-from dsrl_jax.workload import LATENCY_BATCHES, Workload
+from dsrl_jax.workload import Workload
 
+_OUTPUTS = ('out', 'err')  # files: a pipe that nobody reads would stop the process
 TOLERANCE = 1e-3  # of the scores' standard deviation, float32 on a small image
 VARIANTS = (
     {'mode': 'eager', 'memory_format': 'contiguous'},
@@ -49,7 +56,7 @@ def check(path: pathlib.Path, work: Workload) -> dict:
 
     UserError where there is no peer of this network, or it is not equal: then nothing is timed.
     """
-    found = _ask(path, {'task': 'check', 'work': work._asdict()}, limit=None)
+    found = answer(_ask(path, {'task': 'check', 'work': work._asdict()}))
     if 'refused' in found:
         raise UserError(*found['refused'])
     if 'failed' in found:
@@ -65,51 +72,92 @@ def check(path: pathlib.Path, work: Workload) -> dict:
     return found
 
 
-def measure(path: pathlib.Path, work: Workload, variant: dict, limit: float, **budget) -> dict:
-    """Timings of one variant (seconds, as `timing.Timing`), or {'failed': why}.
+class Running(NamedTuple):
+    """A process at work on a question, its folder, and when it has to end (monotonic seconds)."""
+
+    process: subprocess.Popen
+    folder: pathlib.Path
+    end: float
+
+
+def start(
+    path: pathlib.Path,
+    work: Workload,
+    variant: dict,
+    limit: float,
+    *,
+    latency: tuple[int, ...],
+    wait: bool = False,
+    **budget,
+) -> Running:
+    """Begin to measure a variant; `answer` gives its timings (seconds, as `timing.Timing`).
 
     `limit` bounds the seconds of the whole process, compilation included; `budget` is that of
-    `timing.throughput`.
+    `timing.throughput`, `latency` are the batch sizes of single requests.  With `wait` it compiles
+    and then waits for its turn (`turns`).
     """
     question = {
         'task': 'time',
         'work': work._asdict(),
         'variant': variant,
-        'latency_batches': LATENCY_BATCHES,
+        'latency_batches': latency,
         'budget': budget,
     }
-    return {**variant, **_ask(path, question, limit)}
+    return _ask(path, question, limit, wait=wait)
 
 
-def _ask(path, question, limit):
-    """The JSON object that the program prints last."""
-    with tempfile.TemporaryDirectory(prefix='dsrl_peer_') as cache:
-        environment = {
-            **os.environ,
-            'JAX_PLATFORMS': 'cpu',  # our side of the comparison; the device is the peer's
-            'PYTHONPATH': os.pathsep.join(filter(None, [*sys.path, str(path.parent.parent)])),
-            # Compiled anew, so that its seconds mean something; and a compiler that was ended in
-            # the middle leaves half files, which would fail the next one.
-            'TORCHINDUCTOR_CACHE_DIR': cache,
-        }
-        process = subprocess.Popen(
-            [sys.executable, str(path), json.dumps(question)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # so that a compiler's own processes end with it
-        )
-        try:
-            out, err = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            return {'failed': f'not finished in {limit:g} s'}
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
+def settle(running: Running) -> None:
+    """Return when the process waits for its turn, has ended, or has run out of time."""
+    while running.process.poll() is None and not turns.is_ready(running.folder):
+        if time.monotonic() > running.end:
+            break
+        time.sleep(0.1)
+
+
+def answer(running: Running) -> dict:
+    """Give the process its turn; the JSON object that it prints last, or {'failed': why}."""
+    process, folder, end = running
+    turns.give(folder)
+    try:
+        process.wait(None if end == math.inf else max(0.0, end - time.monotonic()))
+        out, err = ((folder / name).read_text() for name in _OUTPUTS)
+    except subprocess.TimeoutExpired:
+        return {'failed': 'not finished in time'}
+    finally:
+        stop(running)
     if process.returncode:
         lines = err.strip().splitlines() or [f'exit code {process.returncode}']
         named = [line for line in lines if re.match(r'[\w.]+(Error|Exception)\b', line)]
         return {'failed': (named or lines)[-1][:300]}
     return json.loads(out.strip().splitlines()[-1])
+
+
+def stop(running: Running) -> None:
+    """End the process, if it has not ended, and remove its folder."""
+    if running.process.poll() is None:
+        os.killpg(running.process.pid, signal.SIGKILL)
+        running.process.wait()
+    shutil.rmtree(running.folder, ignore_errors=True)
+
+
+def _ask(path, question, limit=math.inf, *, wait=False) -> Running:
+    folder = pathlib.Path(tempfile.mkdtemp(prefix='dsrl_peer_'))
+    environment = {
+        **os.environ,
+        'JAX_PLATFORMS': 'cpu',  # our side of the comparison; the device is the peer's
+        'PYTHONPATH': os.pathsep.join(filter(None, [*sys.path, str(path.parent.parent)])),
+        # Compiled anew, so that its seconds mean something; and a compiler that was ended in
+        # the middle leaves half files, which would fail the next one.
+        'TORCHINDUCTOR_CACHE_DIR': str(folder / 'cache'),
+    }
+    question = {**question, 'turn': str(folder) if wait else None}
+    with contextlib.ExitStack() as stack:
+        out, err = (stack.enter_context(open(folder / name, 'w')) for name in _OUTPUTS)
+        process = subprocess.Popen(
+            [sys.executable, str(path), json.dumps(question)],
+            env=environment,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,  # so that a compiler's own processes end with it
+        )
+    return Running(process, folder, time.monotonic() + limit)

@@ -84,11 +84,14 @@ def _operations(trace):
 
 def _named(line):
     for event in line.events:
-        name = dict(event.stats).get('hlo_op', None)
-        if line.name.startswith(('Stream', 'XLA Ops')):
-            name = name or event.name  # kernels of a CUDA graph may have lost their operation
-        if name and not _CONTAINERS.match(str(name)):
-            yield str(name), event.duration_ns
+        name = str(dict(event.stats).get('hlo_op', ''))
+        if line.name.startswith(('Stream', 'XLA Ops')) and (
+            not name or name.startswith('command_buffer')
+        ):
+            # A CUDA graph names its kernels alone; XLA's end in _7 where the operation ends in .7.
+            name = re.sub(r'_(\d+)$', r'.\1', event.name)
+        if name and not _CONTAINERS.match(name):
+            yield name, event.duration_ns
 
 
 def _scopes(program: str) -> dict[str, str]:

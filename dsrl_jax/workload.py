@@ -24,7 +24,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from dsrl_jax import config as configs
-from dsrl_jax import inference, losses, optimizer
+from dsrl_jax import graphs, inference, losses, optimizer
 from dsrl_jax import state as states
 from dsrl_jax.errors import UserError
 from dsrl_jax.models.dsrl import inference_variables
@@ -32,7 +32,6 @@ from dsrl_jax.models.folding import fold, norms
 from dsrl_jax.ops.scores import arg_max
 from dsrl_jax.step import make_train_step
 
-LATENCY_BATCHES = (1, 8)
 _SCHEDULED_STEPS = 10_000  # the learning rate's way down; a benchmark sees its beginning
 
 
@@ -72,6 +71,7 @@ class Compiled(NamedTuple):
     program: Program
     xla_flops: float | None
     seconds: dict[str, float]
+    form: str = 'plain'  # graph: see graphs.compile_graph
 
 
 def configuration(work: Workload) -> ml_collections.ConfigDict:
@@ -158,6 +158,15 @@ def print_seconds(text: str) -> None:
     print(json.dumps(compile_program(Workload(**json.loads(text))).seconds))
 
 
+def as_graph(work: Workload, compiled: Compiled) -> Compiled:
+    """A prediction compiled for latency, where that differs; else as it is."""
+    if work.train or jax.default_backend() != 'gpu':
+        return compiled
+    made = compiled.program
+    run, form = graphs.compile_graph(made.run.lower(*made.shapes), made.arguments())
+    return compiled._replace(run=run, form=form)
+
+
 def caller(work: Workload, compiled: Compiled) -> Callable[[], Any]:
     """`call()` queues one step of the program and returns what to wait for."""
     arguments = compiled.program.arguments()
@@ -188,7 +197,9 @@ def _training(work):
         return states.create(_variables(network, work, key), tx, ema=False)
 
     def arguments():
-        return jax.jit(create)(_key()), jax.device_put(_batch(work))
+        with jax.default_device(jax.local_devices(backend='cpu')[0]):
+            state = jax.jit(create)(_key())  # a GPU compiles it for half a minute
+        return jax.device_put((state, _batch(work)), jax.local_devices()[0])
 
     return Program(run, (jax.eval_shape(create, _key()), _batch_shapes(work)), arguments)
 

@@ -1,11 +1,13 @@
 """Speed of the paper's networks beside PyTorch and beside targets: measured row by row, then shown.
 
-    python launch/speed_table.py measure [--only=espnetv2,dabnet] [--minutes=9]
+    python launch/speed_table.py measure [--only=espnetv2,dabnet] [--minutes=9] [--together]
     python launch/speed_table.py table [--results=FILE]
 
 `measure` runs `dsrl bench` for every row that FILE does not hold for this kind of device and adds
 its JSON line at once, so a run that is cut off goes on by the same command; after --minutes it
-begins no further row; flags it does not know go to `dsrl bench`. `table` prints the rows of FILE as
+begins no further row; flags it does not know go to `dsrl bench`. With --together all rows, and the
+compiled PyTorch beside each, compile side by side on the many cores of a GPU's host, and are timed
+one after another when all are ready. `table` prints the rows of FILE as
 Markdown: ratios to the fastest PyTorch that finished, targets, and what a row reaches of the
 device's own matrix product and copy.
 """
@@ -15,8 +17,11 @@ import json
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 from typing import NamedTuple
+
+from dsrl_jax import turns
 
 RESULTS = pathlib.Path(__file__).resolve().parent.parent / 'docs/results/speed.jsonl'
 
@@ -45,10 +50,13 @@ NETWORKS = {
     'hrnet_w32': Network((256, 192), 64, None, None, 1.2, None, 1.25),
 }
 WORK = {
-    'training, full': ['--train', '--dsrl=full', '--peer=torch'],
-    'training, plain': ['--train', '--dsrl=none', '--scale=2'],
+    'full': ['--train', '--dsrl=full', '--peer=torch'],
+    'plain': ['--train', '--dsrl=none', '--scale=2'],
     'prediction': ['--peer=torch'],
+    # On demand: where the PyTorch beside it would take too long to compile.
+    'full, alone': ['--train', '--dsrl=full'],
 }
+DEFAULT = ('full', 'plain', 'prediction')
 
 
 def main():
@@ -58,46 +66,108 @@ def main():
     parser.add_argument('--results', type=pathlib.Path, default=RESULTS)
     parser.add_argument('--only', help='networks, joined by commas; default: all')
     parser.add_argument('--minutes', type=float, help='begin no row after so many; default: no end')
+    parser.add_argument('--rows', help='instead of --only, for instance espnetv2:full;dabnet:plain')
+    parser.add_argument('--together', action='store_true', help='compile all rows side by side')
+    parser.add_argument(
+        '--patience', type=float, default=1e9, help='--together: seconds until timing begins anyway'
+    )
     parser.add_argument('--shrink', type=int, default=1, help='sizes over this: to rehearse')
     args, args.bench = parser.parse_known_args()
     rows = _read(args.results)
     if args.action == 'table':
         print(table(rows))
         return
+    measure(_wanted(args), rows, args)
+
+
+def _wanted(args):
+    """The (network, kind of work) that the flags ask for."""
     names = args.only.split(',') if args.only else list(NETWORKS)
-    unknown = [name for name in names if name not in NETWORKS]
-    if unknown:
-        raise SystemExit(f'--only: found {unknown[0]!r}; expected names of {", ".join(NETWORKS)}')
-    measure(names, rows, args)
+    found = [(name, work) for name in names for work in DEFAULT]
+    if args.rows:
+        found = [tuple(row.split(':', 1)) for row in args.rows.split(';')]
+    for row in found:
+        if len(row) != 2 or row[0] not in NETWORKS or row[1] not in WORK:
+            legal = f'{", ".join(NETWORKS)} and, in --rows, {", ".join(WORK)}'
+            raise SystemExit(f'--only or --rows: found {":".join(row)!r}; expected of {legal}')
+    return [(name, work) for name, work in found if NETWORKS[name].training or work == 'prediction']
 
 
-def measure(names, rows, args):
-    """Run what is missing, a row at a time."""
-    start = time.monotonic()
+def measure(wanted, rows, args):
+    """Run what is missing of the wanted rows, one at a time or all together."""
     device = _device()
     done = {(row['net'], row['work']) for row in rows if row['device'] == device}
     args.results.parent.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        network = NETWORKS[name]
-        for work, flags in WORK.items():
-            if (name, work) in done or (network.training is None and work != 'prediction'):
+    missing = [row for row in wanted if row not in done]
+    (_together if args.together else _in_turn)(missing, args)
+
+
+def _in_turn(missing, args):
+    start = time.monotonic()
+    for name, work in missing:
+        if args.minutes and time.monotonic() - start > 60 * args.minutes:
+            print(f'{args.minutes:g} minutes are over: {name}, {work} and the rest not begun')
+            return
+        command = _command(name, work, args)
+        print(f'\n$ dsrl {" ".join(command)}', flush=True)
+        process = _start(command, stdout=subprocess.PIPE)
+        last = ''
+        for line in process.stdout:
+            last = line
+            if not line.startswith('{'):
+                print(line, end='', flush=True)
+        _keep(name, work, last if process.wait() == 0 else '', args)
+
+
+def _together(missing, args):
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as home:
+        rows = []
+        for number, (name, work) in enumerate(missing):
+            folder = pathlib.Path(home) / str(number)
+            folder.mkdir()
+            command = [*_command(name, work, args), f'--turn={folder}']
+            with open(folder / 'out', 'w') as out:
+                rows.append((name, work, folder, _start(command, stdout=out)))
+        waiting = lambda row: row[3].poll() is None and not turns.is_ready(row[2])  # noqa: E731
+        while any(map(waiting, rows)) and time.monotonic() - start < args.patience:
+            time.sleep(0.2)
+        print(f'compiled in {time.monotonic() - start:.0f} s', flush=True)
+        while rows:
+            row = next((row for row in rows if not waiting(row)), None)
+            if row is None:
+                time.sleep(0.2)
                 continue
-            if args.minutes and time.monotonic() - start > 60 * args.minutes:
-                print(f'{args.minutes:g} minutes are over: {name}, {work} and the rest not begun')
-                return
-            height, width = (n // args.shrink for n in network.size)
-            batch = 1 if work == 'prediction' else network.batch
-            command = [
-                *('bench', f'--net={name}', f'--size={height}x{width}', f'--batch={batch}'),
-                *('--num_classes=19', *flags, *args.bench),
-            ]
-            print(f'\n$ dsrl {" ".join(command)}', flush=True)
-            found = _run([sys.executable, '-c', _DSRL, *command])
-            if found is None:
-                print(f'{name}, {work}: failed; no row written', flush=True)
-                continue
-            with args.results.open('a') as file:
-                file.write(json.dumps({'work': work, **found}) + '\n')
+            rows.remove(row)
+            name, work, folder, process = row
+            turns.give(folder)
+            code = process.wait()
+            print(f'\n[{time.monotonic() - start:.0f} s] {name}, {work}', flush=True)
+            *lines, last = (folder / 'out').read_text().splitlines() or ['']
+            print('\n'.join(lines), flush=True)
+            _keep(name, work, last if code == 0 else '', args)
+
+
+def _command(name, work, args):
+    height, width = (n // args.shrink for n in NETWORKS[name].size)
+    batch = 1 if work == 'prediction' else NETWORKS[name].batch
+    return [
+        *('bench', f'--net={name}', f'--size={height}x{width}', f'--batch={batch}'),
+        *('--num_classes=19', *WORK[work], *args.bench),
+    ]
+
+
+def _start(command, **options):
+    return subprocess.Popen([sys.executable, '-c', _DSRL, *command], text=True, **options)
+
+
+def _keep(name, work, line, args):
+    """Add the JSON object of a benchmark's last line to the results."""
+    if not line:
+        print(f'{name}, {work}: failed; no row written', flush=True)
+        return
+    with args.results.open('a') as file:
+        file.write(json.dumps({'work': work, **json.loads(line)}) + '\n')
 
 
 def table(rows) -> str:
@@ -123,7 +193,7 @@ def _device_table(device, found):
     ]
     for (net, work), row in found.items():
         if net in NETWORKS:
-            lines.append(_line(net, work, row, found.get((net, 'training, plain'))))
+            lines.append(_line(net, work, row, found.get((net, 'plain'))))
     return '\n'.join(lines)
 
 
@@ -142,13 +212,13 @@ def _line(net, work, row, plain):
         ratios = {mode: ours / rate for mode, rate in theirs.items()}
         unit, targets = '{:.1f} img/s', (goal.training_eager, goal.training)
     targets = dict(zip(('eager', 'compile'), targets))
-    if work == 'training, plain':
+    if work == 'plain':
         shown, wanted, met = '', '', ''
     else:
         shown = ', '.join(f'{_WORDS[mode]} {ratio:.2f}' for mode, ratio in ratios.items())
         wanted = ', '.join(f'{_WORDS[mode]} {goal:g}' for mode, goal in targets.items() if goal)
         met = _met(ratios, targets)
-    if work == 'training, full' and plain:
+    if work == 'full' and plain:
         more = row['ms'] / plain['ms']
         shown += f', step {more:.2f} x plain'
         wanted += f', at most {goal.added:g}'
@@ -183,17 +253,6 @@ def _met(ratios, targets):
         return 'no compiled PyTorch'
     reached = [ratios[mode] >= goal for mode, goal in targets.items() if goal and mode in ratios]
     return 'yes' if all(reached) else 'no'
-
-
-def _run(command):
-    """The JSON object of the last line; what the command prints is shown as it comes."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    last = ''
-    for line in process.stdout:
-        last = line
-        if not line.startswith('{'):
-            print(line, end='', flush=True)
-    return json.loads(last) if process.wait() == 0 else None
 
 
 def _device():

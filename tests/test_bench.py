@@ -1,6 +1,7 @@
 """What `dsrl bench` prints agrees with itself; how it times; costliest operations; the peer."""
 
 import contextlib
+import functools
 import io
 import json
 import sys
@@ -12,7 +13,7 @@ import pytest
 from jax.profiler import ProfileData
 from refusals import refused
 
-from dsrl_jax import bench, cli, costs, peer, profiling, timing, workload
+from dsrl_jax import bench, cli, costs, peer, profiling, timing, turns, workload
 from dsrl_jax.workload import Workload
 
 TOY = (
@@ -132,6 +133,7 @@ def test_deploy_predicts_the_same_classes():
         (['--batch=0'], ['--batch', '0']),
         (['--steps=-1'], ['--steps', '-1']),
         (['--seconds=nan'], ['--seconds', 'nan']),
+        (['--latency=1,0'], ['--latency', '1,0']),
         (['--peer=caffe'], ['--peer', 'torch']),
         (['--net=espnetv3'], ['espnetv2']),
         (['--net=hrnet_w32', '--train'], ['--train', 'heatmaps']),
@@ -151,24 +153,32 @@ def test_without_torch_there_is_no_peer(capsys, monkeypatch):
 def test_a_peer_is_equal_before_it_is_timed_and_ended_when_too_long(capsys):
     pytest.importorskip('torch')
     work = WORK._replace(net='espnetv2', options={'width': 0.5})
-    found = bench.time_peer(peer.find(), work, {'seconds': 0.05}, limit=0.1)
+    program = peer.find()
+    begin = functools.partial(peer.start, program, work, limit=0.1, latency=(), seconds=0.05)
+    found = bench.time_peer(peer.check(program, work), begin, [], batch=2)
     assert found['difference'] < 1e-4
     failed = [variant['failed'] for variant in found['variants']]
-    assert failed == 4 * ['not finished in 0.1 s']  # no process of torch starts as fast
-    assert capsys.readouterr().out.count('not finished in 0.1 s') == 4
+    assert failed == 4 * ['not finished in time']  # no process of torch starts as fast
+    assert capsys.readouterr().out.count('not finished in time') == 4
     refused(capsys, [*TOY, '--peer=torch'], 'PyTorch peer', 'toy_network', 'espnetv2')
 
 
 @pytest.mark.parametrize('train', [False, True])
-def test_a_peer_runs_eagerly(train, monkeypatch):
+def test_a_peer_runs_eagerly_when_it_is_its_turn(train, monkeypatch):
     pytest.importorskip('torch')
     monkeypatch.setenv('OMP_NUM_THREADS', '1')  # more wait for each other on a busy machine
     work = WORK._replace(net='espnetv2', options={'width': 0.5}, train=train, dsrl='full', batch=1)
     variant = {'mode': 'eager', 'memory_format': 'channels_last'}
-    found = peer.measure(peer.find(), work, variant, 120, seconds=0.05, repeats=3, steps=1)
+    budget = {'seconds': 0.05, 'repeats': 3, 'steps': 1}
+    latency = () if train else (1, 3)
+    running = peer.start(peer.find(), work, variant, 120, latency=latency, wait=True, **budget)
+    peer.settle(running)
+    assert running.process.poll() is None and turns.is_ready(running.folder)
+    found = peer.answer(running)
+    assert not running.folder.exists()
     step = timing.Timing(**found['step'])
     assert (step.repeats, step.steps) == (3, 1) and 0 < step.fastest <= step.median <= step.slowest
-    assert list(found['latency']) == ([] if train else ['1', '8'])
+    assert list(found['latency']) == [str(n) for n in latency]
 
 
 def test_the_ratio_is_to_the_best_that_finished():
@@ -243,10 +253,11 @@ planes {
   lines { name: "Stream #13(Compute)"
     events { metadata_id: 1 duration_ps: 1000000000 stats { metadata_id: 1 str_value: "conv.2" } }
     events { metadata_id: 1 duration_ps: 2000000000 stats { metadata_id: 1 str_value: "conv.2" } }
-    events { metadata_id: 2 duration_ps: 1000000000 } }
+    events { metadata_id: 2 duration_ps: 1000000000
+      stats { metadata_id: 1 str_value: "command_buffer_3" } } }
   lines { name: "XLA Modules" events { metadata_id: 3 duration_ps: 5000000000 } }
   event_metadata { key: 1 value { id: 1 name: "implicit_gemm" } }
-  event_metadata { key: 2 value { id: 2 name: "in_a_graph" } }
+  event_metadata { key: 2 value { id: 2 name: "fusion_7" } }
   event_metadata { key: 3 value { id: 3 name: "jit_train_step" } }
   stat_metadata { key: 1 value { id: 1 name: "hlo_op" } }
 }
@@ -254,10 +265,12 @@ planes {
 
 
 def test_a_gpu_trace_counts_its_kernels_alone():
-    program = '  %conv.2 = f32[2]{0} custom-call(%x), metadata={op_name="jit(step)/network/conv"}'
+    program = """
+  %conv.2 = f32[2]{0} custom-call(%x), metadata={op_name="jit(step)/network/conv"}
+  %fusion.7 = f32[2]{0} fusion(%x), metadata={op_name="jit(step)/network/act"}"""
     found = profiling.rank(ProfileData.from_text_proto(GPU_TRACE), program)
     assert [(one.name, one.ms, one.calls, one.scope) for one in found] == [
         ('conv.2', pytest.approx(3.0), 2, 'network/conv'),
-        ('in_a_graph', pytest.approx(1.0), 1, ''),
+        ('fusion.7', pytest.approx(1.0), 1, 'network/act'),
     ]
     assert [one.share for one in found] == pytest.approx([0.75, 0.25])

@@ -84,7 +84,7 @@ def test_the_speed_table_shows_ratios_targets_and_what_does_not_count(tmp_path):
 
     rows = [
         row(
-            'training, full',
+            'full',
             300,
             [
                 ('eager', {'images_per_second': 100}),
@@ -93,7 +93,7 @@ def test_the_speed_table_shows_ratios_targets_and_what_does_not_count(tmp_path):
                 ('compile', {'failed': 'not finished in 300 s'}),
             ],
         ),
-        row('training, plain', 400),
+        row('plain', 400),
         row(
             'prediction',
             500,

@@ -23,7 +23,7 @@ from peers.dsrl import DSRL, inputs, losses, state_dict
 from peers.layers import enlarge
 
 from dsrl_jax import config as configs
-from dsrl_jax import timing
+from dsrl_jax import timing, turns
 from dsrl_jax.errors import UserError
 
 DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -34,9 +34,8 @@ def main(question: dict) -> dict:
     """The answer to a question."""
     if question['task'] == 'check':
         return check(question['work'])
-    return measure(
-        question['work'], question['variant'], question['latency_batches'], question['budget']
-    )
+    names = ('work', 'variant', 'latency_batches', 'budget', 'turn')
+    return measure(*(question[name] for name in names))
 
 
 def check(work: dict) -> dict:
@@ -75,35 +74,53 @@ def check(work: dict) -> dict:
     return {'difference': difference, 'torch': torch.__version__}
 
 
-def measure(work: dict, variant: dict, latency_batches: list[int], budget: dict) -> dict:
-    """Timings of one variant: mode eager or compile, memory_format contiguous or channels_last."""
+def measure(
+    work: dict, variant: dict, latency_batches: list[int], budget: dict, turn: str | None
+) -> dict:
+    """Timings of one variant: mode eager or compile, memory_format contiguous or channels_last.
+
+    With the folder `turn` every batch size is compiled first, then it waits for its turn.
+    """
     torch.manual_seed(0)
-    torch.backends.cudnn.benchmark = True
+    # Kernels are chosen by timing them: in training not beside others, but when it is our turn.
+    # A graph of a prediction keeps those it was recorded with.
+    torch.backends.cudnn.benchmark = turn is None or not work['train']
     _set_tf32(True)
     memory_format = FORMATS[variant['memory_format']]
     compiled = variant['mode'] == 'compile'
     make = training if work['train'] else prediction
-    call = make(work, memory_format, compiled)
+    batches = [] if work['train'] else latency_batches
     start = time.perf_counter()
-    wait(call())
+    calls = {n: _warm(make({**work, 'batch': n}, memory_format, compiled)) for n in [work['batch']]}
     first = time.perf_counter() - start
-    for _ in range(2):  # the second call records CUDA graphs
-        wait(call())
-    step = timing.throughput(call, wait, **budget)
+    for n in batches:
+        if n not in calls:
+            calls[n] = _warm(make({**work, 'batch': n}, memory_format, compiled))
+    if turn is not None and DEVICE.type == 'cuda':
+        torch.cuda.empty_cache()  # others have their turn first
+    turns.wait(turn)
+    torch.backends.cudnn.benchmark = True
+    _warm(calls[work['batch']])
+    if DEVICE.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+    step = timing.throughput(calls[work['batch']], wait, **budget)
     answer = {
         'step': step._asdict(),
         'first_seconds': first,
         'memory': torch.cuda.max_memory_allocated() if DEVICE.type == 'cuda' else None,
         'latency': {},
     }
-    if not work['train']:
-        for batch in latency_batches:
-            call = make({**work, 'batch': batch}, memory_format, compiled)
-            for _ in range(3):
-                wait(call())
-            one = timing.latency(call, wait, seconds=budget['seconds'])
-            answer['latency'][str(batch)] = one._asdict()
+    for n in batches:
+        one = timing.latency(calls[n], wait, seconds=budget['seconds'])
+        answer['latency'][str(n)] = one._asdict()
     return answer
+
+
+def _warm(call):
+    """The call, after three of them: the second records CUDA graphs."""
+    for _ in range(3):
+        wait(call())
+    return call
 
 
 def wait(_result) -> None:

@@ -5,7 +5,8 @@ of |D_ij|^q, D = a a^T - b b^T. Side by side, f = [a, b] and g = [a, -b] give D 
 product a pair, and its gradient at q = 1 is 2 sign(D) g. No N x N object outlives its strip.
 
 Matrix products run in float32 at the highest precision whatever the type of the maps: TF32 or
-bfloat16 products are off by about 1e-3, the size of D where the branches nearly agree.
+bfloat16 products are off by about 1e-3, the size of D where the branches nearly agree. On a GPU
+they are sums of bfloat16 products of the three parts of each float32, exact to its rounding.
 """
 
 import functools
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 SAMPLINGS = ('exact', 'pool8', 'grid8', 'random_pixels', 'random_rows', 'local')
+_STRIP = 2**27  # entries of D at a time on a GPU: each strip adds to the whole gradient once
 
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
@@ -29,10 +31,11 @@ def affinity_loss(
     mask: jax.Array | None = None,
     key: jax.Array | None = None,
     stop_gradient_sr: bool = False,
-    tile: int = 256,
+    tile: int | None = None,
     subsample: int = 8,
     window: int = 5,
     dilation: int = 1,
+    where: str | None = None,
 ) -> jax.Array:
     """Mean |S_seg - S_sr|^q over pixel pairs: [B,h,w,Cseg], [B,h,w,Csr] -> float32 [] (eq. 1-2).
 
@@ -43,7 +46,8 @@ def affinity_loss(
     pixel where `mask` [B,h,w] is False leave the sum and the count; no pair left gives 0.
 
     `sampling`, of the N^2 pairs (N = h w) of the grid given:
-      exact          all, `tile` columns against all rows at a time: O(N (C + tile)) memory
+      exact          all, `tile` columns (None: 256, on a GPU more, up to 4096) against all rows at
+                     a time: O(N (C + tile)) memory
       pool8          the same; the name says that the caller pooled both maps to 1/8 (1/4096 of the
                      pairs of the finer map)
       grid8          every `subsample`-th row and column of pixels from a random phase, all pairs
@@ -54,7 +58,8 @@ def affinity_loss(
       local          each pixel against the window x window around it, `dilation` apart:
                      about window^2/N; pairs that leave the map drop out
     The random ones need `key`, a new one each step; all samples share the draw, so a batch split
-    over devices stays split. `stop_gradient_sr` sends no gradient to `sr` and saves its share.
+    over devices stays split. `stop_gradient_sr` sends no gradient to `sr`. `where` is the platform
+    that runs it (convolution.PLATFORMS), None the backend at hand.
 
     One channel never learns: post-ReLU maps of one channel have the constant affinity 1.
     Raises ValueError for unequal grids, an unknown sampling, q, or a missing key.
@@ -87,8 +92,7 @@ def affinity_loss(
     if q == 2:
         total = _squared_sum(f, rows, split)
     else:
-        keep = split if stop_gradient_sr else f.shape[-1]
-        total = _absolute_sum(f, rows, split, keep, tile)
+        total = _absolute_sum(f, rows, split, tile, where or jax.default_backend())
     return total / jnp.maximum(count, 1)
 
 
@@ -171,57 +175,82 @@ def _negate(f, split):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _absolute_sum(f, rows, split, keep, tile):
-    """Sum of |D_ij| over i in `rows` [B,R,C] (None: the pixels themselves), j in f [B,N,C] -> [].
-
-    `keep` is the number of leading channels that get a gradient.
-    """
-    return _strips(f if rows is None else rows, f, split, 0, tile)[0]
+def _absolute_sum(f, rows, split, tile, where):
+    """Sum of |D_ij|: i in `rows` [B,R,C] (None: the pixels themselves), j in f [B,N,C] -> []."""
+    return _absolute_sum_forward(f, rows, split, tile, where)[0]
 
 
-def _absolute_sum_forward(f, rows, split, keep, tile):
+def _absolute_sum_forward(f, rows, split, tile, where):
     # The sum is a scalar, so its whole gradient is known up to a factor while a strip of D is at
-    # hand: the backward pass never forms D again, and what waits for it is as small as f.
+    # hand: the backward pass never forms D again, and what waits for it is as small as f. And
+    # |D_ij| = sign(D_ij) r_i . g_j: the sum is the product of rows and gradient.
+    left = f if rows is None else rows
+    gradient = _pull(left, _negate(f, split), tile, where)
+    total = jnp.sum(left * gradient)
     if rows is None:
-        total, gradient = _strips(f, f, split, keep, tile)
         return total, (2 * gradient, None)
-    total, row_gradient = _strips(rows, f, split, keep, tile)
-    _, gradient = _strips(f, rows, split, keep, tile)
-    return total, (gradient, row_gradient)
+    return total, (_pull(f, _negate(rows, split), tile, where), gradient)
 
 
-def _absolute_sum_backward(split, keep, tile, gradients, cotangent):
+def _absolute_sum_backward(split, tile, where, gradients, cotangent):
     return jax.tree.map(lambda gradient: cotangent * gradient, gradients)
 
 
 _absolute_sum.defvjp(_absolute_sum_forward, _absolute_sum_backward)
 
 
-def _strips(rows, columns, split, keep, tile):
-    """Sum |D| [] and sign(D) g [B,R,C], the channels from `keep` on zero: rows [B,R,C], [B,N,C]."""
-    batch, count, channels = rows.shape
-    other = _negate(columns, split)
+def _pull(rows, other, tile, where):
+    """sign(D) g, D = rows g^T: rows [B,R,C], g = `other` [B,N,C] -> [B,R,C]."""
+    batch, count, _ = rows.shape
+    if where == 'gpu' and rows.dtype == jnp.float32:
+        return _pull_parts(rows, other, tile or min(4096, max(256, _STRIP // (batch * count))))
 
     # All rows against `tile` columns: both products of a strip have R rows.  A strip of few rows
     # against all columns would sum N terms into a result too small to fill a GPU.
-    def strip(found, part):
-        size, gradient = found
+    def strip(part):
         difference = _einsum('bic,bjc->bij', rows, part)
-        size += jnp.sum(jnp.abs(difference), axis=2)
-        gradient += _einsum('bij,bjc->bic', jnp.sign(difference), part[..., :keep])
-        return (size, gradient), None
+        return _einsum('bij,bjc->bic', jnp.sign(difference), part)
 
-    found = jnp.zeros((batch, count), rows.dtype), jnp.zeros((batch, count, keep), rows.dtype)
-    strips = -(-other.shape[1] // tile)
+    return _sum_strips(strip, (other,), tile or 256)
+
+
+def _pull_parts(rows, other, tile):
+    """`_pull` of float32 on matrix units: products of bfloat16 parts, added in float32."""
+    (r1, r2, r3), (g1, g2, g3) = _parts(rows), _parts(other)
+    # The six products down to 2^-24 of the largest, side by side: one product of six times the
+    # length, bound by memory all the same.
+    rows = jnp.concatenate([r1, r1, r2, r1, r2, r3], axis=-1)
+    six = jnp.concatenate([g1, g2, g1, g3, g2, g1], axis=-1)
+    einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+    def strip(six, three):
+        sign = jnp.sign(einsum('bic,bjc->bij', rows, six)).astype(jnp.bfloat16)  # -1, 0, 1: exact
+        return einsum('bij,bjc->bic', sign, three)
+
+    three = jnp.concatenate([g1, g2, g3], axis=-1)
+    return sum(jnp.split(_sum_strips(strip, (six, three), tile), 3, axis=-1))
+
+
+def _parts(x):
+    """Three bfloat16 arrays whose sum is x, float32, up to its last bit."""
+    # reduce_precision: compilers may drop the rounding of a mere conversion there and back.
+    high = lax.reduce_precision(x, 8, 7)
+    middle = lax.reduce_precision(x - high, 8, 7)
+    return [part.astype(jnp.bfloat16) for part in (high, middle, x - high - middle)]
+
+
+def _sum_strips(strip, columns, tile):
+    """Sum of strip(*part) over strips of at most `tile` pixels of the arrays [B,N,...]."""
+    batch, pixels = columns[0].shape[:2]
+    strips = -(-pixels // tile)
     if strips == 1:
-        (size, gradient), _ = strip(found, other)
-    else:
-        length = -(-other.shape[1] // strips)  # even strips; the last is filled with zeros, D = 0
-        parts = jnp.pad(other, ((0, 0), (0, strips * length - other.shape[1]), (0, 0)))
-        parts = parts.reshape(batch, strips, length, channels).swapaxes(0, 1)
-        (size, gradient), _ = lax.scan(strip, found, parts)
-    gradient = jnp.pad(gradient, ((0, 0), (0, 0), (0, channels - keep)))
-    return jnp.sum(size), gradient
+        return strip(*columns)
+    length = -(-pixels // strips)  # even strips; the last is filled with zeros, D = 0
+    parts = [jnp.pad(x, ((0, 0), (0, strips * length - pixels), (0, 0))) for x in columns]
+    parts = [x.reshape(batch, strips, length, -1).swapaxes(0, 1) for x in parts]
+    found = jax.eval_shape(strip, *(x[0] for x in parts))
+    add = lambda found, part: (found + strip(*part), None)  # noqa: E731
+    return lax.scan(add, jnp.zeros(found.shape, found.dtype), parts)[0]
 
 
 def _squared_sum(f, rows, split):

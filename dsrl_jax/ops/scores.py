@@ -16,6 +16,7 @@ from dsrl_jax.ops import resize
 
 _CHUNK_BYTES = 16 * 2**20  # float32 of one block of rows
 _MOST_CHUNKS = 32  # a large batch gets larger blocks instead of a longer loop
+_FEW_CHUNKS = 4  # a single image's blocks stand in the program one by one, without a loop
 
 
 def pixel_cross_entropy(scores, label, *, convention, ignore=255):
@@ -44,7 +45,11 @@ def arg_max(scores, size, *, convention, num_classes=None):
         block = lax.dynamic_slice_in_dim(scores, start, weight.shape[1], axis=1)
         return _decide(_enlarge(block, weight, size[1], convention))
 
-    return _join(lax.map(chunk, (starts, weights)), size[0])
+    if len(starts) <= _FEW_CHUNKS:
+        blocks = jnp.stack([chunk(operands) for operands in zip(starts, weights)])
+    else:
+        blocks = lax.map(chunk, (starts, weights))
+    return _join(blocks, size[0])
 
 
 def arg_max_at(scores, rows, columns, num_classes=None):
@@ -193,10 +198,14 @@ def _cross_entropy_forward(scores, label, ignore):
     # Barriers: a GPU compiler would otherwise fuse these short reductions into whoever reads
     # them and compute them anew for each of the K scores of a pixel.
     top = lax.optimization_barrier(jnp.max(z, axis=-1))
-    total = jnp.sum(jnp.exp(z - top[..., None]), axis=-1)
+    # Compare and sum, not a gather: one loop over the scores gives both sums.
+    total, picked = lax.reduce(
+        (jnp.exp(z - top[..., None]), jnp.where(_hot(label, scores.shape[-1]), z, 0)),
+        (jnp.zeros((), z.dtype),) * 2,
+        lambda a, b: (a[0] + b[0], a[1] + b[1]),
+        (z.ndim - 1,),
+    )
     lse = lax.optimization_barrier(top + jnp.log(total))
-    # Compare and sum, not a gather: it fuses with the reduction above and needs no scatter back.
-    picked = jnp.sum(jnp.where(_hot(label, scores.shape[-1]), z, 0), axis=-1)
     legal = (label >= 0) & (label < scores.shape[-1])
     loss = jnp.where(legal, lse - picked, jnp.nan)
     return jnp.where(label == ignore, 0, loss), (scores, label, lse)
