@@ -11,7 +11,8 @@ from flax import linen as nn
 
 from dsrl_jax.errors import UserError, lookup
 from dsrl_jax.models.layers import Conv, Convention, ConvNorm, ConvTranspose, Style
-from dsrl_jax.ops import convolution, resize
+from dsrl_jax.ops import resize
+from dsrl_jax.ops.pixels import depth_to_space
 
 SR_FEATURES = 32  # width of both maps the affinity loss compares: equal rank, comparable matrices
 _DECODER_FLOOR = 16  # width in which the SISR decoder reaches the input size
@@ -143,7 +144,7 @@ class PixelShuffle(nn.Module):
         classify = Conv(
             width, 1, use_bias=True, kernel_init=alike, style=self.style, name='classifier'
         )
-        scores = convolution.depth_to_space(classify(x), factor)
+        scores = depth_to_space(classify(x), factor)
         height, width = _foot(size, max(0, steps - 1))
         return scores[:, :height, :width], Convention('half_pixel')
 
@@ -206,7 +207,7 @@ class SISR(nn.Module):
             if step < steps:
                 width = max(_DECODER_FLOOR, self.trunk >> (step + 1))
                 x = self._block(4 * width, 3, f'up{step}')(x, train)
-                x = convolution.depth_to_space(x, 2)
+                x = depth_to_space(x, 2)
         x = x[:, : size[0], : size[1]]
         return self._espcn(x)
 
@@ -215,7 +216,7 @@ class SISR(nn.Module):
         x = activate(self._conv(64, 5, 'espcn1')(x))
         feature = activate(self._conv(SR_FEATURES, 3, 'espcn2')(x))
         x = self._conv(3 * self.scale**2, 3, 'espcn3')(feature)
-        return convolution.depth_to_space(x, self.scale), feature
+        return depth_to_space(x, self.scale), feature
 
     def _block(self, features, kernel_size, name):
         return ConvNorm(features, kernel_size, activation='relu', style=self.style, name=name)

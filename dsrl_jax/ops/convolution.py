@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dsrl_jax.ops.pixels import depth_to_space
+from dsrl_jax.ops.shifts import depthwise, shift
+
 PLATFORMS = ('cpu', 'gpu', 'tpu')  # 'auto' and these choose a form, the others are one
 FORMS = ('auto', *PLATFORMS, 'lax', 'shift', 's2b', 'block', 'split', 'phases')
 
@@ -39,11 +42,11 @@ def conv(x, kernel, *, stride=1, padding=0, dilation=1, groups=1, impl='auto'):
     if chosen:
         impl = _fastest(where, kernel.shape, groups, dilation, stride)
     if impl == 'shift' and width == 1 and features == groups > 1:
-        return _depthwise(x, kernel, stride, pads, dilation, where)
+        return depthwise(x, kernel, stride, pads, dilation, where)
     if chosen and where == 'gpu' and x.dtype.itemsize == 2 and (impl == 'block' or groups == 1):
         return _aligned(x, kernel, stride, pads, dilation, groups, impl)
     if impl == 'shift':
-        return _shift(x, kernel, stride, pads, dilation, groups)
+        return shift(x, kernel, stride, pads, dilation, groups)
     if impl == 's2b' and dilation > 1 and stride == 1 and kh * kw > 1:
         return _space_to_batch(x, kernel, pads, dilation, groups)
     if impl == 'split' and groups % 4 == 0:
@@ -88,45 +91,9 @@ def conv_transpose(x, kernel, *, stride=2, padding=1, output_padding=1, groups=1
     return _phases(x, kernel, stride, size, (padding, padding), impl)
 
 
-def depth_to_space(x, r):
-    """Pixel shuffle: [B, H, W, r*r*C] -> [B, r*H, r*W, C], input channel (row*r + column)*C + c."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h, w, r, r, c // (r * r)).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h * r, w * r, c // (r * r))
-
-
-def space_to_depth(x, r):
-    """Inverse of `depth_to_space`: [B, r*H, r*W, C] -> [B, H, W, r*r*C]."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // r, r, w // r, r, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h // r, w // r, r * r * c)
-
-
 def platform(impl):
     """The platform that a form is for: its own name, or the backend at hand."""
     return impl if impl in PLATFORMS else jax.default_backend()
-
-
-def pixel_sums(*maps, where):
-    """Sums over batch and pixels of maps [B, ..., C] of one shape and type -> [maps, C].
-
-    On a CPU one variadic reduction over the pixels: a third of the programs to compile and of the
-    time. A GPU would write the maps to memory first (9 products: twice the time), and merges
-    separate sums by itself; of few channels it sums whole rows first, [W, C] at a time, because
-    alone they leave most of its lanes idle (19 channels: a third to a half of the bandwidth).
-    The batch is summed apart: a sharded variadic reduction would gather.
-    """
-    if where == 'gpu' and maps[0].ndim == 4 and maps[0].shape[-1] < 64 <= maps[0].shape[2]:
-        rows = jnp.stack([jnp.sum(a, (0, 1)) for a in maps])
-        return jnp.sum(lax.optimization_barrier(rows), 1)  # else it becomes one sum again
-    if where != 'cpu':
-        return jnp.stack([jnp.sum(a, tuple(range(a.ndim - 1))) for a in maps])
-    zero = jnp.zeros((), maps[0].dtype)
-    pixels = tuple(range(1, maps[0].ndim - 1))
-    sums = lax.reduce(
-        maps, (zero,) * len(maps), lambda a, b: tuple(p + q for p, q in zip(a, b)), pixels
-    )
-    return jnp.sum(jnp.stack(sums, axis=1), axis=0)
 
 
 def _fastest(where, shape, groups, dilation, stride):
@@ -139,9 +106,9 @@ def _fastest(where, shape, groups, dilation, stride):
     if where == 'tpu':
         return 'lax'  # not measured: the compiler's own forms are the safe choice
     if width == 1 and groups > 1:
-        # cuDNN has fast kernels for some, which it compiles when they first run: 38 s of ESPNetv2's
-        # first training step on an H100.
-        return 'shift'
+        # A GPU has kernels for the plain ones; as shifts they join what reads them, a concatenation
+        # of nine channels took 5.6 ms instead of 0.9 (16x256x512 pixels on an H100).
+        return 'shift' if where == 'cpu' or dilation * stride > 1 else 'lax'
     if groups > 1:
         # Narrow groups leave matrix units idle anyway: the zeros of a dense kernel cost less than
         # the grouped convolution (3x3, 256 -> 64 in 64 groups, 16x64x128 pixels on an H100: 0.24
@@ -167,7 +134,19 @@ def _aligned(x, kernel, stride, pads, dilation, groups, impl):
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more_channels)))
     kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, more_channels), (0, more_features)))
     y = conv(x, kernel, stride=stride, padding=pads, dilation=dilation, impl=impl)
-    return y[..., :features]
+    return _gradient_made_first(y[..., :features]) if more_features else y
+
+
+@jax.custom_vjp
+def _gradient_made_first(x):
+    """x; its gradient is computed before anything is done with it.
+
+    Filled up with zeros while it is computed, that of a head's 76 channels took 7.4 ms, not 1.4.
+    """
+    return x
+
+
+_gradient_made_first.defvjp(lambda x: (x, None), lambda _, dy: (lax.optimization_barrier(dy),))
 
 
 def _lax(x, kernel, stride, pads, dilation, groups):
@@ -238,114 +217,6 @@ def _phases(x, kernel, stride, size, padding, impl):
     return depth_to_space(y, stride)[:, : size[0], : size[1]]
 
 
-def _shift(x, kernel, stride, pads, dilation, groups):
-    taps = _taps(x, kernel, stride, pads, dilation)
-    if groups > 1 and kernel.shape[2] == 1:
-        product = functools.partial(_multiply, groups=groups)
-    else:
-        product = functools.partial(_matmul, groups=groups)
-    if len(taps) == 1:
-        return product(*taps[0]).astype(x.dtype)
-    return functools.reduce(jnp.add, (_wide(product(*tap)) for tap in taps)).astype(x.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _depthwise(x, kernel, stride, pads, dilation, where):
-    """`_shift` with one output a channel; autodiff would pad and reduce once a tap instead."""
-    return _shift(x, kernel, stride, pads, dilation, x.shape[-1])
-
-
-def _depthwise_forward(x, kernel, stride, pads, dilation, where):
-    return _depthwise(x, kernel, stride, pads, dilation, where), (x, kernel)
-
-
-def _depthwise_backward(stride, pads, dilation, where, kept, dy):
-    x, kernel = kept
-    taps = _taps(x, kernel, stride, pads, dilation)
-    sums = pixel_sums(*(_wide(tap) * _wide(dy) for tap, _ in taps), where=where)
-    dx = _shift_back(dy, kernel, stride, pads, dilation, x.shape[1:3])
-    if where == 'gpu':
-        # Sums that follow would take all taps of all branches into one slow reduction.
-        dx = lax.optimization_barrier(dx)
-    return dx, sums.reshape(kernel.shape).astype(kernel.dtype)
-
-
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
-
-
-def _shift_back(dy, kernel, stride, pads, dilation, size):
-    """Gradient of a depthwise `_shift` for its input: dy [B, H', W', C] -> [B, *size, C].
-
-    Input m * stride + phase was read by output m + offset through tap i where
-    offset * stride = phase + low - i * dilation: one sum of shifts a phase.
-    """
-    reads = []  # of both axes, a list of (tap, offset) for each phase
-    config, counts = [], []
-    for n, out, k, (low, _) in zip(size, dy.shape[1:3], kernel.shape, pads):
-        places = [[phase + low - i * dilation for i in range(k)] for phase in range(stride)]
-        reads.append(
-            [[(i, p // stride) for i, p in enumerate(at) if p % stride == 0] for at in places]
-        )
-        offsets = [offset for phase in reads[-1] for _, offset in phase]
-        first, count = min(offsets), -(-n // stride)
-        # Negative padding crops what only the zeros of the padding saw.
-        config.append((-first, count + max(offsets) - out, 0))
-        reads[-1] = [[(i, offset - first) for i, offset in phase] for phase in reads[-1]]
-        counts.append(count)
-    dy = lax.pad(dy, jnp.zeros((), dy.dtype), [(0, 0, 0), *config, (0, 0, 0)])
-
-    def phase(rows, columns):
-        if not rows or not columns:
-            return jnp.zeros((dy.shape[0], *counts, dy.shape[3]), dy.dtype)
-        taps = [
-            _multiply(dy[:, m : m + counts[0], n : n + counts[1]], kernel[i, j], dy.shape[3])
-            for i, m in rows
-            for j, n in columns
-        ]
-        return functools.reduce(jnp.add, taps).astype(dy.dtype)
-
-    phases = [phase(rows, columns) for rows in reads[0] for columns in reads[1]]
-    dx = phases[0] if stride == 1 else depth_to_space(jnp.concatenate(phases, -1), stride)
-    return dx[:, : size[0], : size[1]]
-
-
-def _taps(x, kernel, stride, pads, dilation):
-    """For each tap the padded input under it, [B, H', W', Ci], and its weights [Ci/groups, Co]."""
-    kh, kw = kernel.shape[:2]
-    if any(low or high for low, high in pads):
-        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)])
-    height, width = (
-        (n - dilation * (k - 1) - 1) // stride + 1 for n, k in zip(x.shape[1:3], (kh, kw))
-    )
-    taps = []
-    for i in range(kh):
-        for j in range(kw):
-            rows = slice(i * dilation, i * dilation + (height - 1) * stride + 1, stride)
-            columns = slice(j * dilation, j * dilation + (width - 1) * stride + 1, stride)
-            taps.append((x[:, rows, columns], kernel[i, j]))
-    return taps
-
-
-def _multiply(x, weight, groups):
-    """One tap of a depthwise convolution: [B, H, W, C], [1, m*C] -> [B, H, W, m*C]."""
-    features = weight.shape[1]
-    if features > groups:
-        x = jnp.repeat(x, features // groups, axis=-1)
-    return _wide(x) * _wide(weight).reshape(1, 1, 1, features)
-
-
-def _matmul(x, weight, groups):
-    """One tap as matrix products, one a group: [B, H, W, Ci], [Ci/groups, Co] -> [B, H, W, Co]."""
-    # Pixels flattened: contracting three axes at once in the gradient is 3 times slower on a CPU.
-    flat = x.reshape(-1, groups, weight.shape[0])
-    weight = weight.reshape(weight.shape[0], groups, -1)
-    if groups == 1:
-        y = flat[:, 0] @ weight[:, 0]
-    else:
-        y = jnp.einsum('ngc,cgo->ngo', flat, weight)
-    return y.reshape(*x.shape[:3], -1)
-
-
 def _space_to_batch(x, kernel, pads, dilation, groups):
     """Dilated convolution as a plain one on the dilation^2 sub-images of the padded input.
 
@@ -380,10 +251,6 @@ def _block_diagonal(kernel, groups):
     own = jnp.eye(groups, dtype=kernel.dtype).reshape(1, 1, groups, 1, groups, 1)
     wide = kernel.reshape(kh, kw, 1, width, groups, features // groups)
     return (own * wide).reshape(kh, kw, groups * width, features)
-
-
-def _wide(x):
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _pads(padding):

@@ -8,7 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from dsrl_jax.ops.convolution import pixel_sums
+from dsrl_jax.ops.pixels import pixel_sums
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
