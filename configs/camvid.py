@@ -1,8 +1,12 @@
-"""CamVid at 360x480 (SegNet's copy): large view 384x480 (padded), input 192x240, 11 classes.
+"""CamVid, 11 classes: SegNet's copy at 360x480, or the original frames at 720x960.
 
     dsrl data check --dataset=camvid --root=DIR
     dsrl train --config=camvid:net=espnetv2,dsrl=full --config.data.root=DIR --workdir=W
     dsrl eval --workdir=W --split=test
+
+`size` is the network's input. 192x240 is for SegNet's copy, its frames padded to the large view of
+384x480. 368x480 is the paper's, for the original frames: the large view is 736x960, to which the
+whole frame is resized in evaluation. Labels are scored at the frame's own size.
 
 `dsrl=none` is the honest reference: the plain network, bilinear scores, trained and scored on
 full-resolution labels. `paper` takes the paper's optimiser to the letter (decay on all
@@ -10,31 +14,42 @@ parameters) and, for `dsrl=none`, its base (labels of the input's size).
 """
 
 from dsrl_jax import config as configs
+from dsrl_jax.errors import lookup
+
+NAMES = ('192x240', '368x480')
+SIZES = {name: configs.parse_size(name) for name in NAMES}
 
 
 def get_config(arg=''):
-    """Arguments: net, dsrl, head, width (0: the network's own), epochs, paper, tiny."""
+    """Arguments: net, dsrl, head, size (HEIGHTxWIDTH of the input), width (0: the network's own;
+    2.0 for espnetv2), epochs, paper, tiny.
+    """
     arg = configs.parse_arg(
         arg,
         net='espnetv2',
         dsrl='full',
         head='official_deconv',
+        size='192x240',
         width=0.0,
         epochs=300.0,
         paper=False,
         tiny=False,
     )
     config = configs.base()
+    height, width = lookup(SIZES, arg.size, 'config argument size')
 
     config.data.name = 'camvid'
     config.data.train_split = 'train'
     config.data.eval_split = 'test'
-    config.data.size = (384, 480)  # 360 rows and padding: the input must be a multiple of 16
+    config.data.size = (config.scale * height, config.scale * width)
     config.data.scale_range = (0.75, 1.5)
     config.data.color = 0.2
     config.data.batch_size = 16
     config.data.eval_batch_size = 8
     config.data.workers = 2
+    if arg.size == '368x480':
+        config.data.eval_fit = 'resize'
+        config.data.cache = False  # 1 GB decoded, in each worker
 
     config.model.net = arg.net
     config.model.dsrl = arg.dsrl

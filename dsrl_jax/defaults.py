@@ -56,6 +56,9 @@ def base() -> ml_collections.ConfigDict:
             'eval_split': 'val',
             # Share of the training images whose labels are used; see data/labelled.py.
             'labelled': 1.0,
+            # Images that join the training images without a label: splits of the data set, or
+            # folders of images (a path with a /), joined by +. See data/labelled.py.
+            'unlabelled': '',
             'size': (128, 256),  # height and width of the large training crop
             'eval_size': placeholder(tuple),  # large view in evaluation; None: as `size`
             'eval_fit': 'pad',  # bring an image to eval_size by padding or by resizing

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
+from data_settings import config as settings
 from PIL import Image
 
 from dsrl_jax import data
@@ -30,22 +30,7 @@ def label(seed=0):
 
 
 def config(root, name='folder', **changes):
-    fields = {
-        'name': name,
-        'root': str(root),
-        'train_split': 'train',
-        'eval_split': 'val',
-        'size': SIZE,
-        'eval_size': None,
-        'eval_fit': 'pad',
-        'scale_range': (0.6, 1.5),
-        'flip': True,
-        'color': 0.2,
-        'fill': (124, 116, 104),
-        'workers': 0,
-        'cache': False,
-    }
-    return ConfigDict(fields | changes)
+    return settings(root, name, **{'size': SIZE, 'eval_size': None} | changes)
 
 
 @pytest.fixture

@@ -6,26 +6,19 @@ import shutil
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
+from city_scenes import SIZE, TRAIN_ID, config, generate, read, truths
 from PIL import Image
 
 from dsrl_jax import cli, data
 from dsrl_jax import config as configs
-from dsrl_jax.data import cityscapes, make_cityscapes, palettes
+from dsrl_jax.data import cityscapes, palettes, sources
 from dsrl_jax.data.check import check
 from dsrl_jax.errors import UserError
-
-SIZE = (64, 128)
-# Written out from the published table: label id -> train id.
-TRAIN_ID = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10}
-TRAIN_ID |= {24: 11, 25: 12, 26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
 
 
 @pytest.fixture(scope='module')
 def generated(tmp_path_factory):
-    root = tmp_path_factory.mktemp('generated') / 'city'
-    make_cityscapes.make(root, 12, size=SIZE, seed=3, say=lambda line: None)
-    return root
+    return generate(tmp_path_factory.mktemp('generated') / 'city')
 
 
 @pytest.fixture
@@ -34,22 +27,9 @@ def root(generated, tmp_path):
     return shutil.copytree(generated, tmp_path / 'city')
 
 
-def config(root):
-    return ConfigDict({**configs.load('cityscapes:tiny').data, 'root': str(root)})
-
-
-def read(path):
-    with Image.open(path) as image:
-        return np.array(image)
-
-
 def save(path, array):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path)
-
-
-def truths(root, split, ending):
-    return sorted(root.glob(f'gtFine/{split}/*/*_gtFine_{ending}.png'))
 
 
 def first(root, ending, split='val'):
@@ -119,6 +99,13 @@ def value_outside(root):
     return '_labelIds.png', 'label value 40', 'class indices 0..33'
 
 
+def value_outside_train_ids(root):
+    """Read where the labelIds are not there."""
+    first(root, 'labelIds').unlink()
+    save(first(root, 'labelTrainIds'), np.full(SIZE, 40, np.uint8))
+    return '_labelTrainIds.png', 'label value 40', 'class indices 0..18', 'correct the label'
+
+
 def label_of_another_size(root):
     save(first(root, 'labelIds'), read(first(root, 'labelIds'))[:-2])
     return '_labelIds.png', '62x128', '64x128'
@@ -128,6 +115,18 @@ def truncated_image(root):
     path = next(root.glob('leftImg8bit/val/*/*.png'))
     path.write_bytes(path.read_bytes()[:900])
     return path.name, 'a damaged file'
+
+
+def truncated_label(root):
+    path = first(root, 'labelIds')
+    path.write_bytes(path.read_bytes()[:200])
+    return path.name, 'a damaged file', 'restore the file'
+
+
+def empty_image(root):
+    path = next(root.glob('leftImg8bit/val/*/*.png'))
+    path.write_bytes(b'')
+    return path.name, 'an empty file', 'restore or remove'
 
 
 def missing_label(root):
@@ -182,7 +181,7 @@ def no_labels_at_all(root):
         *(swapped_train_ids, swapped_label_ids, colored_label, value_outside),
         *(label_of_another_size, truncated_image, missing_label, polygons_alone),
         *(city_without_labels, label_alone, labels_of_a_city_alone, foreign_image),
-        *(loose_image, no_labels_at_all),
+        *(loose_image, no_labels_at_all, value_outside_train_ids, truncated_label, empty_image),
     ],
 )
 def test_one_bad_file_is_named(root, damage):
@@ -196,6 +195,11 @@ def test_one_bad_file_is_named(root, damage):
     with pytest.raises(UserError):
         source = data.build(config(root), 'val')
         [source[index] for index in range(len(source))]
+
+
+def test_the_size_of_an_image_is_read_without_its_pixels(root):
+    truncated_image(root)
+    assert sources.image_size(data.build(config(root), 'val'), 0) == SIZE
 
 
 def test_check_names_what_a_part_of_the_set_lacks(root, capsys):

@@ -4,33 +4,17 @@ import itertools
 
 import numpy as np
 import pytest
-from PIL import Image
+from city_scenes import SIZE, TRAIN_ID, generate, read, truths
 from refusals import refused
 
 from dsrl_jax import cli
 from dsrl_jax.data import make_cityscapes, palettes
 from dsrl_jax.errors import UserError
 
-SIZE = (64, 128)
-# Written out from the published table: label id -> train id.
-TRAIN_ID = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10}
-TRAIN_ID |= {24: 11, 25: 12, 26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
-
 
 @pytest.fixture(scope='module')
 def generated(tmp_path_factory):
-    root = tmp_path_factory.mktemp('generated') / 'city'
-    make_cityscapes.make(root, 12, size=SIZE, seed=3, say=lambda line: None)
-    return root
-
-
-def read(path):
-    with Image.open(path) as image:
-        return np.array(image)
-
-
-def truths(root, split, ending):
-    return sorted(root.glob(f'gtFine/{split}/*/*_gtFine_{ending}.png'))
+    return generate(tmp_path_factory.mktemp('generated') / 'city')
 
 
 def test_every_image_has_the_official_files(generated):

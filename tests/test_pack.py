@@ -7,7 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
+from data_settings import config
 from PIL import Image
 from refusals import TINY, refused
 
@@ -18,25 +18,6 @@ from dsrl_jax.errors import UserError
 
 SIZES = [(16, 24), (18, 24), (16, 30), (20, 22), (16, 24)]
 CLASSES = 'road 128 64 128\nsky 70 130 180\ncar 0 0 142\n'
-
-
-def config(root, name='folder', **changes):
-    fields = {
-        'name': name,
-        'root': str(root),
-        'train_split': 'train',
-        'eval_split': 'val',
-        'size': (12, 16),
-        'eval_size': (24, 32),
-        'eval_fit': 'pad',
-        'scale_range': (0.6, 1.5),
-        'flip': True,
-        'color': 0.2,
-        'fill': (124, 116, 104),
-        'workers': 0,
-        'cache': False,
-    }
-    return ConfigDict(fields | changes)
 
 
 @pytest.fixture

@@ -3,13 +3,23 @@
 Nothing below this folder imports jax or a model: worker processes must not open a device.
 """
 
-from dsrl_jax.data import camvid, cityscapes, folder, pack
-from dsrl_jax.data.labelled import keep_labels
+import pathlib
+
+from dsrl_jax.data import camvid, cityscapes, folder, pack, tfds
+from dsrl_jax.data.labelled import join_unlabelled, keep_labels
 from dsrl_jax.data.sources import Cached, Joined
 from dsrl_jax.data.synthetic import SyntheticSource
 from dsrl_jax.errors import UserError, lookup
 
-__all__ = ['SOURCES', 'build', 'keep_labels', 'list_split']
+__all__ = [
+    'EXPECTED_SPLITS',
+    'SOURCES',
+    'build',
+    'join_unlabelled',
+    'keep_labels',
+    'list_split',
+    'unlabelled',
+]
 
 
 def build(config, split: str):
@@ -29,6 +39,24 @@ def list_split(config, split: str):
     return lookup(SOURCES, config.name, 'data.name')(config, split)
 
 
+def unlabelled(config) -> list:
+    """The sources that `config.unlabelled` names, joined by '+', for training beside the others.
+
+    A name with a / is a folder of images, any other a split of the data set. UserError for the
+    first mistake, and for a split that is trained on already.
+    """
+    named = config.get('unlabelled', '')
+    if named and pathlib.Path(named).expanduser().is_dir() and '/' in named:
+        return [folder.list_images(named)]  # a path may hold a + of its own
+    sources = []
+    for part in named.split('+') if named else ():
+        if part in config.train_split.split('+'):
+            expected = 'a split beside those of data.train_split'
+            raise UserError('data.unlabelled', repr(part), expected, 'name another.')
+        sources.append(folder.list_images(part) if '/' in part else _one(config, part))
+    return sources
+
+
 def _synthetic(config, split):
     return SyntheticSource(
         split, size=tuple(config.size), seed=config.seed, length=config.length or None
@@ -41,7 +69,11 @@ SOURCES = {
     'folder': folder.build,
     'packed': pack.build,
     'synthetic': _synthetic,
+    'tfds': tfds.build,
 }
+
+# Splits that every copy of a public set has; a check names those that are not there.
+EXPECTED_SPLITS = {'cityscapes': cityscapes.SPLITS}
 
 
 def _one(config, split):

@@ -24,7 +24,8 @@ class Report:
 
 
 def check(config, splits=None) -> Report:
-    """Reads every file of `splits` (None: those of train_split and eval_split) of a data config.
+    """Reads every file of `splits` (None: those of train_split and eval_split) of a data config,
+    and of the images that join the training unlabelled.
 
     Does not stop at a bad file: each becomes one UserError in the report's `problems`.
     """
@@ -41,6 +42,7 @@ def check(config, splits=None) -> Report:
         if note := getattr(source, 'note', ''):
             report.notes.append(f'{split}: {note}')
         _check_split(report, source, split, config, split in train, split in evaluated)
+    _check_unlabelled(report, config)
     return report
 
 
@@ -107,6 +109,25 @@ def _check_split(report, source, split, config, trained, evaluated):
                 'enlarge it or set data.eval_fit=resize.',
             )
         )
+
+
+def _check_unlabelled(report, config):
+    """Problems of the images that join the training without labels."""
+    try:
+        sources = data.unlabelled(config)
+    except UserError as problem:
+        report.problems.append(problem)
+        return
+    for source in sources:
+        if source.split in report.splits:
+            continue  # read above
+        report.images += len(source)
+        report.notes.append(f'{source.split}: {len(source)} images join the training unlabelled')
+        for index in range(len(source)):
+            try:
+                source[index]
+            except UserError as problem:
+                report.problems.append(problem)
 
 
 def _read(source, index):

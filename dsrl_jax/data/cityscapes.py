@@ -27,6 +27,7 @@ from dsrl_jax.data.sources import (
 from dsrl_jax.errors import UserError
 
 SIZE = (1024, 2048)  # height and width of every public image
+SPLITS = ('train', 'val', 'test')  # train_extra is a download of its own
 IMAGES = {'train': 2975, 'val': 500, 'test': 1525, 'train_extra': 19998}  # of the public splits
 
 # Train id -> label id; the classes stand in the order of their train ids.

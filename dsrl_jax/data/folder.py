@@ -1,22 +1,38 @@
 """A user's own data set as plain folders, with no code to write.
 
     ROOT/classes.txt               one class per line: `name red green blue`; index = line order
+    ROOT/classes.json              or this: {"name": [red, green, blue], ...}, in the same order
     ROOT/images/SPLIT/NAME.jpg     or .jpeg, .png
     ROOT/labels/SPLIT/NAME.png     class indices 0..K-1, 255 = ignore; 8-bit grey or palette
 
 A split without a labels folder is unlabelled. Lines of classes.txt that start with # are comments.
+A colour (RGB) label is read where every pixel has the colour of one class; black is ignored where
+no class is black.
 """
 
+import functools
+import json
 import pathlib
 
-from dsrl_jax.data.sources import IMAGE_SUFFIXES, Pair, PairSource, index_reader
+import numpy as np
+
+from dsrl_jax.data.sources import (
+    IGNORE,
+    IMAGE_SUFFIXES,
+    Pair,
+    PairSource,
+    as_indices,
+    read_pixels,
+)
 from dsrl_jax.errors import UserError
+
+_TRAIN_IDS, _LABEL_IDS = 19, 34  # how many Cityscapes has of both kinds
 
 
 def build(config, split: str) -> PairSource:
     """The split of the folder `config.root`; mistakes in the listing are in `problems`."""
     root = pathlib.Path(config.root).expanduser()
-    classes, colors = read_classes(root / 'classes.txt')
+    classes, colors = read_classes(_class_file(root))
     images, labels = root / 'images' / split, root / 'labels' / split
     if not images.is_dir():
         splits = sorted(p.name for p in (root / 'images').glob('*') if p.is_dir())
@@ -27,12 +43,44 @@ def build(config, split: str) -> PairSource:
             'check the root and the name of the split.',
         )
     pairs, problems = pair_by_stem(images, labels if labels.is_dir() else None)
-    reader = index_reader(len(classes))
+    reader = functools.partial(read_label, colors=colors)
     return PairSource(tuple(pairs), split, classes, colors, reader, tuple(problems))
 
 
+def list_images(path) -> PairSource:
+    """Every image below a folder, at any depth, without labels; the path is its split's name."""
+    root = pathlib.Path(path).expanduser()
+    if not root.is_dir():
+        raise UserError(root, 'no such folder', 'a folder of images', 'check data.unlabelled.')
+    files = sorted(p for p in root.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        expected = 'files ending in ' + ', '.join(IMAGE_SUFFIXES)
+        raise UserError(root, 'no image', expected, 'check data.unlabelled.')
+    pairs = tuple(Pair(p.relative_to(root).with_suffix('').as_posix(), p, None) for p in files)
+    return PairSource(pairs, str(path), (), (), read_pixels)
+
+
+def read_label(path, *, colors) -> np.ndarray:
+    """A label file as class indices, uint8 [H, W]: 0..K-1 in the order of `colors`, 255 ignored.
+
+    Raises UserError for any other value or colour.
+    """
+    pixels = read_pixels(path)
+    if pixels.ndim == 3:
+        return _indices_of_colors(pixels, path, colors)
+    values = np.unique(pixels[pixels != IGNORE])
+    if len(colors) == _TRAIN_IDS and values.size and _TRAIN_IDS <= values[-1] < _LABEL_IDS:
+        raise UserError(
+            path,
+            f'label values up to {values[-1]}: these are labelIds, if the classes are Cityscapes',
+            f'train ids, 0..{_TRAIN_IDS - 1} or 255 (ignore)',
+            'write train ids, or read the public layout with data.name=cityscapes.',
+        )
+    return as_indices(pixels, path, num_classes=len(colors))
+
+
 def read_classes(path: pathlib.Path) -> tuple[tuple, tuple]:
-    """(names, colours) of a classes.txt; the first bad line raises UserError."""
+    """(names, colours) of a classes.txt or classes.json; the first bad entry raises UserError."""
     if not path.parent.is_dir():
         raise UserError(
             path.parent, 'no such folder', 'the root of the data set', 'check data.root.'
@@ -44,22 +92,11 @@ def read_classes(path: pathlib.Path) -> tuple[tuple, tuple]:
             'one class per line, `name red green blue`',
             'write the list of classes.',
         )
+    entries = _json_entries(path) if path.suffix == '.json' else _text_entries(path)
     names, colors = [], []
-    for number, line in enumerate(path.read_text(encoding='utf-8-sig').splitlines(), 1):
-        fields = line.split()
-        if not fields or fields[0].startswith('#'):
-            continue
-        color = tuple(int(f) for f in fields[-3:] if f.isdecimal() and int(f) < 256)
-        if len(fields) < 4 or len(color) != 3:
-            raise UserError(
-                f'{path}:{number}',
-                repr(line.strip()),
-                '`name red green blue` with colours 0..255',
-                'correct the line.',
-            )
-        name = ' '.join(fields[:-3])
+    for where, name, color in entries:
         if name in names:
-            raise UserError(f'{path}:{number}', f'{name!r} twice', 'each class once', 'rename one.')
+            raise UserError(where, f'{name!r} twice', 'each class once', 'rename one.')
         names.append(name)
         colors.append(color)
     if not 1 <= len(names) <= 255:
@@ -117,6 +154,66 @@ def pair_by_stem(images: pathlib.Path, labels: pathlib.Path | None, label_ending
             if path.name not in known
         ]
     return pairs, problems
+
+
+def _class_file(root):
+    text, other = root / 'classes.txt', root / 'classes.json'
+    if text.is_file() and other.is_file():
+        raise UserError(other, 'a second list of classes', f'{text} alone', 'remove one of them.')
+    return other if other.is_file() else text
+
+
+def _text_entries(path):
+    """(where, name, colour) of every class."""
+    for number, line in enumerate(path.read_text(encoding='utf-8-sig').splitlines(), 1):
+        fields = line.split()
+        if not fields or fields[0].startswith('#'):
+            continue
+        color = tuple(int(f) for f in fields[-3:] if f.isdecimal() and int(f) < 256)
+        if len(fields) < 4 or len(color) != 3:
+            raise UserError(
+                f'{path}:{number}',
+                repr(line.strip()),
+                '`name red green blue` with colours 0..255',
+                'correct the line.',
+            )
+        yield f'{path}:{number}', ' '.join(fields[:-3]), color
+
+
+def _json_entries(path):
+    expected = '{"name": [red, green, blue], ...} with colours 0..255'
+    try:  # pairs, because a name that stands there twice would hide in a dict
+        entries = json.loads(path.read_text(encoding='utf-8-sig'), object_pairs_hook=tuple)
+    except ValueError as error:
+        raise UserError(path, f'no JSON ({error})', expected, 'correct the file.') from None
+    if not isinstance(entries, tuple):
+        raise UserError(path, type(entries).__name__, expected, 'correct the file.')
+    for name, color in entries:
+        sound = isinstance(color, list) and len(color) == 3
+        if not sound or any(type(c) is not int or not 0 <= c < 256 for c in color):
+            raise UserError(path, f'{name!r}: {color!r}', expected, 'correct the entry.')
+        yield path, name, tuple(color)
+
+
+def _indices_of_colors(pixels, path, colors) -> np.ndarray:
+    """uint8 [H, W, 3] of the classes' colours -> class indices uint8 [H, W]."""
+    remedy = 'replace every colour by the index of its class.'
+    expected = f'class indices 0..{len(colors) - 1}, or the colours of the classes'
+    if len(set(colors)) < len(colors):
+        found = 'a colour (RGB) label, where two classes have one colour'
+        raise UserError(path, found, expected, remedy)
+    codes = (pixels.astype(np.uint32) << np.array([16, 8, 0], np.uint32)).sum(-1, dtype=np.uint32)
+    label = np.full(codes.shape, IGNORE, np.uint8)
+    unknown = codes != 0
+    for index, (red, green, blue) in enumerate(colors):
+        inside = codes == (red << 16) + (green << 8) + blue
+        label[inside] = index
+        unknown &= ~inside
+    if unknown.any():
+        first = tuple(pixels[unknown][0].tolist())
+        found = f'a colour (RGB) label with {len(np.unique(codes[unknown]))} colours of no class'
+        raise UserError(path, f'{found}, such as {first}', expected, remedy)
+    return label
 
 
 def _no_label(image: pathlib.Path, label: pathlib.Path) -> UserError:

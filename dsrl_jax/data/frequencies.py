@@ -11,7 +11,7 @@ def class_frequencies(source, n: int | None = None) -> dict:
     'images' labelled images. Median-frequency balancing takes f = pixels / present_pixels and
     weights median(f) / f; inverse-log weights take pixels / sum(pixels).
     """
-    elements = (source[i] for i in spaced(len(source), n))
+    elements = (source[i] for i in spaced(len(source), n) if _may_have_label(source, i))
     counts = [count(e['label'], source.num_classes) for e in elements if 'label' in e]
     return summarize(counts, source.num_classes)
 
@@ -40,3 +40,9 @@ def summarize(counts, num_classes: int) -> dict:
         'ignored': int(table[:, -1].sum()),
         'images': len(table),
     }
+
+
+def _may_have_label(source, index: int) -> bool:
+    """Not where the files of an element are known and no label is among them: it stays unread."""
+    files = source.files(index)
+    return 'label' in files or not files

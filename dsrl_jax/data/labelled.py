@@ -1,18 +1,21 @@
-"""Training with the labels of some images only: the others stay, without theirs."""
+"""Training with labels of some images only: others stay without theirs, or join without one.
+
+Cross entropy alone misses them: super-resolution and feature affinity need no label.
+"""
 
 import dataclasses
 from typing import Any
 
-from dsrl_jax.data.sources import Cached, element_name
+from dsrl_jax.data.frequencies import spaced
+from dsrl_jax.data.sources import Cached, Joined, element_name
 from dsrl_jax.errors import UserError
 
 
 def keep_labels(source, share: float):
     """The source with the labels of a share of its images; the elements of others have none.
 
-    Cross entropy alone misses them: super-resolution and feature affinity need no label. Which
-    images keep theirs depends on the share and the names alone (see `chosen`), not on the seed,
-    the order of the list or how the images are stored. An image that has no label gets none.
+    Which images keep theirs depends on the share and the names alone (see `chosen`), not on the
+    seed, the order of the list or how the images are stored. An image that has no label gets none.
     """
     names = [element_name(source, index) for index in range(len(source))]
     kept = chosen(names, share)
@@ -22,6 +25,25 @@ def keep_labels(source, share: float):
     if isinstance(source, Cached):  # the store stays outside: what it holds is what is asked for
         return Cached(Labelled(source.source, kept))
     return Labelled(source, kept)
+
+
+def join_unlabelled(source, others):
+    """The source followed by every image of the sources `others`, none of which has a label then.
+
+    A step draws from all of them alike, so an epoch is as much longer. A few of each are read at
+    once: one that cannot be raises UserError before a run starts.
+    """
+    others = [Labelled(other, (False,) * len(other)) for other in others]
+    if not others:
+        return source
+    for other in others:
+        for index in spaced(len(other), 4):
+            other[index]
+    joined = ', '.join(f'{len(other)} of {other.split}' for other in others)
+    print(f'images without labels that join the {len(source)} training images: {joined}')
+    if isinstance(source, Cached):
+        return Cached(Joined([source.source, *others], source.split))
+    return Joined([source, *others], source.split)
 
 
 def chosen(names, share: float) -> tuple[bool, ...]:

@@ -8,7 +8,6 @@ pickled into worker processes, so they hold paths, never open files.
 """
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable
 
@@ -154,7 +153,7 @@ def image_size(source, index: int) -> tuple[int, int]:
         return source[index]['image'].shape[:2]
     image = _open(path)
     width, height = image.size
-    turned = image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
+    turned = _orientation(image) in _SIDEWAYS
     return (width, height) if turned else (height, width)
 
 
@@ -170,7 +169,9 @@ def read_image(path) -> np.ndarray:
     Grey becomes RGB, alpha is dropped, and the pixels are turned upright as the EXIF orientation
     says, as viewers and labelling tools do. Sixteen-bit grey and float images raise UserError.
     """
-    image = _decode(path)
+    image = _open(path)
+    turn = _TURNS.get(_orientation(image))
+    image = _load(image, path)
     if image.mode.startswith('I') or image.mode == 'F':
         raise UserError(
             path,
@@ -178,7 +179,6 @@ def read_image(path) -> np.ndarray:
             '8 bits per channel',
             'convert the image to 8-bit RGB.',
         )
-    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     if turn is not None:
         image = image.transpose(turn)
     return np.array(image.convert('RGB'))
@@ -187,7 +187,7 @@ def read_image(path) -> np.ndarray:
 def read_pixels(path) -> np.ndarray:
     """A label file as stored: integers [H, W] for grey, palette (its indices), 16-bit and 1-bit
     files, uint8 [H, W, 3] for colour files."""
-    image = _decode(path)
+    image = _load(_open(path), path)
     if image.mode in ('RGB', 'RGBA', 'CMYK'):
         return np.array(image.convert('RGB'))
     if image.mode in ('L', 'P', '1') or image.mode.startswith('I'):
@@ -236,11 +236,6 @@ def as_indices(pixels, path, *, num_classes: int, void: int | None = None) -> np
     return np.where(keep, pixels, IGNORE).astype(np.uint8)
 
 
-def index_reader(num_classes: int, void: int | None = None):
-    """`read_index_label` with its numbers filled in, in a form that can be pickled."""
-    return functools.partial(read_index_label, num_classes=num_classes, void=void)
-
-
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -271,8 +266,16 @@ def _open(path) -> Image.Image:
     return image
 
 
-def _decode(path) -> Image.Image:
-    image = _open(path)
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation of an image that was opened and not loaded; 1: upright.
+
+    Pillow's own method for PNG reads all pixels first, for what may stand behind them: slow, and
+    an error where the file is cut. What stands there does not count here.
+    """
+    return Image.Image.getexif(image).get(_ORIENTATION, 1)
+
+
+def _load(image: Image.Image, path) -> Image.Image:
     try:
         image.load()
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error ...
@@ -295,7 +298,7 @@ def _too_large(path) -> UserError:
 
 
 def _mismatch(pair: Pair, image: tuple, label: tuple) -> UserError:
-    turned = _open(pair.image).getexif().get(_ORIENTATION, 1)
+    turned = _orientation(_open(pair.image))
     note = f' after turning it by its EXIF orientation {turned}' if turned != 1 else ''
     return UserError(
         pair.label,
