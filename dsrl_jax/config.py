@@ -95,6 +95,11 @@ def check_choices(config: ml_collections.ConfigDict) -> None:
         if value is not None and not low <= value <= high:
             expected = f'at least {low:g}' + ('' if high == math.inf else f' and at most {high:g}')
             raise UserError(f'config.{dotted}', repr(value), expected, 'correct the value.')
+    _check_numbers('eval.scales', config.eval.scales, 'factors above 0, like (0.5, 1.0)')
+    if config.eval.window:
+        _check_numbers(
+            'eval.window', config.eval.window, 'height and width, like (512, 1024)', (int,), 2
+        )
 
 
 def get(config: ml_collections.ConfigDict, dotted: str):
@@ -163,6 +168,12 @@ def fill(config, saved: dict, where: str) -> None:
             except TypeError:
                 expected = f'a value of type {type(config[key]).__name__}'
                 raise UserError(where, f'{key}={value!r}', expected, 'correct it.') from None
+
+
+def _check_numbers(dotted, values, expected, kinds=(int, float), length=None):
+    sound = all(type(value) in kinds and 0 < value < math.inf for value in values)
+    if not sound or len(values) != (length or max(1, len(values))):
+        raise UserError(f'config.{dotted}', repr(tuple(values)), expected, 'correct the value.')
 
 
 def _tuples(value):

@@ -41,6 +41,7 @@ RANGES = {
     'kd.pixel': (0, math.inf),
     'kd.pair': (0, math.inf),
     'eval.classes': (0, math.inf),
+    'eval.stride': (0.1, 1),
 }
 
 
@@ -170,6 +171,13 @@ def base() -> ml_collections.ConfigDict:
             # Arg-max over so many outputs; 0: over the data set's classes. One more that wins (a
             # background) is a miss of the true class.
             'classes': 0,
+            # Sums of class probabilities, see multi_scale.py: factors on the large view, and every
+            # one mirrored too; a sliding window (height, width) of the large view, () for none,
+            # and how far it moves, as a share of itself.
+            'scales': (1.0,),
+            'flip': False,
+            'window': (),
+            'stride': 2 / 3,
             'pictures': 4,  # overlays and worst images written as PNG
         }
     )

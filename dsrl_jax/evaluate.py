@@ -1,18 +1,28 @@
 """`dsrl eval`: score a training run or an exported model on a split, at full label size."""
 
 import contextlib
+import functools
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
 
+from dsrl_jax import (
+    cityscapes_scores,
+    data,
+    gallery,
+    inference,
+    metrics,
+    multi_scale,
+    parallel,
+    submission,
+)
 from dsrl_jax import config as configs
-from dsrl_jax import data, inference, metrics, parallel
 from dsrl_jax.data import pipeline
+from dsrl_jax.data.cityscapes import to_label_ids
 from dsrl_jax.errors import UserError
-from dsrl_jax.report.overlay import colorize, error_map, grid, overlay, save_png
 from dsrl_jax.step import make_eval_step
 
 
@@ -24,6 +34,13 @@ def flags(parser) -> None:
     parser.add_argument('--config', help='take data and eval sections from this configuration')
     parser.add_argument('--split', help='split to score; default: config.data.eval_split')
     parser.add_argument('--output', help='folder of scores and pictures; default: below the model')
+    sets = ' or '.join(multi_scale.SCALE_SETS)
+    parser.add_argument('--scales', help=f'factors on the view, like 0.5,1.0; or {sets}')
+    parser.add_argument('--flip', action='store_true', help='every view mirrored too')
+    parser.add_argument('--submission', help='new folder for files for the Cityscapes server')
+    parser.add_argument(
+        '--partial', action='store_true', help='submission of a part of a split; no archive'
+    )
 
 
 def main(args) -> int:
@@ -40,41 +57,72 @@ def main(args) -> int:
     source = data.build(config.data, split)
     check_classes(source, model)
     inference.check_outputs(config, len(source.classes))
+    labelled = 'label' in source[0]
+    if args.partial and not args.submission:
+        remedy = 'leave it out, or name a folder.'
+        raise UserError('--partial', 'no --submission', '--submission=DIR', remedy)
+    if not labelled and not args.submission:
+        remedy = 'score another split, or write its class maps with --submission=DIR.'
+        raise UserError(f'split {split}', 'images without labels', 'labels', remedy)
     network = model.network
     has_sr = bool(args.workdir) and config.model.dsrl in ('sssr+sisr', 'full')
-    scores = evaluate(network, variables, config, source, sr=has_sr, pictures=output)
-    scores |= {'split': split, 'step': step, 'dsrl': config.model.dsrl, 'net': config.model.net}
-    print_scores(scores, source.classes)
+    score = functools.partial(
+        evaluate, network, variables, config, source, sr=has_sr, pictures=output
+    )
+    about = {'split': split, 'step': step, 'dsrl': config.model.dsrl, 'net': config.model.net}
+    scores = _submit(score, source, args) if args.submission else _official(score, source)
+    if not labelled:
+        scores = {name: scores[name] for name in ('images', 'protocol', 'submission')}
+        print(f'{scores["images"]} images of {split}, without labels: {scores["protocol"]}')
+    scores |= about
+    if labelled:
+        print_scores(scores, source.classes)
     write_scores(scores, output)
     print(json.dumps(scores))
     return 0
 
 
-def evaluate(network, variables, config, source, *, sr: bool, pictures=None, step_fn=None) -> dict:
+def evaluate(
+    network,
+    variables,
+    config,
+    source,
+    *,
+    sr: bool,
+    pictures=None,
+    step_fn=None,
+    watch: Sequence[Callable] = (),
+) -> dict:
     """Scores of the split `source`: one pooled confusion matrix at full label resolution.
 
     Returns plain numbers: images, miou, pixel_accuracy, class_accuracy, iou (list), the same with
-    void pixels counted (`miou_void_counted`), and with `sr` psnr and ssim of the SR image beside
-    bicubic enlargement's. `pictures`: folder for overlays of the first and the worst images.
+    void pixels counted (`miou_void_counted`), the `protocol` in words, and with `sr` psnr and ssim
+    of the SR image beside bicubic enlargement's, unless several scales or windows are summed.
+    `pictures`: folder for overlays of the first and the worst images. `watch`: functions called
+    with (index, class map, label) of every image.
     """
     classes = len(source.classes)
+    sr = sr and not multi_scale.wanted(config)
     step = step_fn or jit_eval_step(network, config, classes, sr=sr)
     total = metrics.Confusion.empty(classes)
     quality = {name: metrics.ImageQuality.empty() for name in ('', 'bicubic_')}
-    gallery = _Gallery(config.eval.pictures if pictures else 0)
-    for batch, result in _results(step, variables, config, source):
+    shown = gallery.Gallery(config.eval.pictures if pictures else 0)
+    for batch, result in _results(step, network, variables, config, source):
         total = total.merge(jax.device_get(result['confusion']))
         if sr:
             for name in quality:
                 quality[name] = quality[name].merge(jax.device_get(result[f'{name}quality']))
-        if gallery.wanted:
-            gallery.add(batch, result)
-    scores = summary(total, source)
+        if shown.wanted:
+            shown.add(batch, result)
+        for row, found, truth in gallery.images(batch, result) if watch else ():
+            for look in watch:
+                look(int(batch['index'][row]), found, truth)
+    scores = summary(total, source) | {'protocol': protocol(config, classes)}
     if sr:
         for name, value in quality.items():
             scores |= {f'{name}{k}': float(v) for k, v in value.compute().items()}
-    if gallery.wanted:
-        gallery.save(pathlib.Path(pictures), source.colors)
+    if shown.wanted:
+        shown.save(pathlib.Path(pictures), source.colors)
     return scores
 
 
@@ -84,13 +132,15 @@ def predictions(network, variables, config, source, *, step_fn=None) -> Iterator
     The prediction is 255 where a background output won. What `detailed.count` reads.
     """
     step = step_fn or jit_eval_step(network, config, len(source.classes), sr=False)
-    for batch, result in _results(step, variables, config, source):
-        for row, found, truth in _images(batch, result):
+    for batch, result in _results(step, network, variables, config, source):
+        for row, found, truth in gallery.images(batch, result):
             yield int(batch['index'][row]), found, truth
 
 
 def jit_eval_step(network, config, classes: int, *, sr: bool):
     """The compiled evaluation step; make it once where several evaluations share it."""
+    if multi_scale.wanted(config):
+        return multi_scale.make_step(network, config, classes)
     return jax.jit(make_eval_step(network, config, classes, sr=sr))
 
 
@@ -105,6 +155,24 @@ def summary(total: metrics.Confusion, source) -> dict:
         'miou_void_counted': float(counted['miou']),
         'iou': [None if np.isnan(v) else float(v) for v in ignored['iou']],
     }
+
+
+def protocol(config, classes: int) -> str:
+    """What a score depends on, in words: sizes, scales, how the map reaches the label's size."""
+    section, view = config.eval, configs.eval_size(config)
+    sizes = {'view': view, 'input': inference.input_size(config, view), 'window': section.window}
+    view, small, window = ('x'.join(map(str, size or ())) for size in sizes.values())
+    words = [f'view {view} ({config.data.eval_fit})', f'input {small}']
+    if window:
+        words.append(f'windows of {window}, {section.stride:.3g} of it apart')
+    if tuple(section.scales) != (1.0,):
+        words.append(f'scales {" ".join(f"{scale:g}" for scale in section.scales)}')
+    if section.flip:
+        words.append('mirrored too')
+    how = {'labels': 'label map by nearest', 'logits': 'logits by bilinear'}[section.resize]
+    outputs = config.model.num_classes or classes
+    words += [f'{how} to the label', f'arg-max over {section.classes or classes} of {outputs}']
+    return ', '.join(words)
 
 
 def check_classes(source, model) -> None:
@@ -128,6 +196,10 @@ def print_scores(scores: dict, classes: list[str]) -> None:
         f'(void counted as error: {100 * scores["miou_void_counted"]:.2f}), '
         f'pixel accuracy {100 * scores["pixel_accuracy"]:.2f}'
     )
+    if 'protocol' in scores:
+        print(f'scored with: {scores["protocol"]}')
+    if 'cityscapes' in scores:
+        cityscapes_scores.show(scores['cityscapes'])
     if 'psnr' in scores:
         print(
             f'SR branch: PSNR {scores["psnr"]:.2f} dB, SSIM {scores["ssim"]:.4f}; bicubic: '
@@ -144,8 +216,46 @@ def write_scores(scores: dict, folder: pathlib.Path) -> None:
         raise UserError(folder, str(error), 'a folder to write', 'choose --output.') from None
 
 
-def _results(step, variables, config, source) -> Iterator[tuple[dict, dict]]:
+def _official(score, source, watch=()) -> dict:
+    """The scores, those of the Cityscapes server among them where the classes are its own."""
+    if not cityscapes_scores.is_cityscapes(source) or 'label' not in source[0]:
+        return score(watch=watch)
+    instances = cityscapes_scores.has_instances(source)
+    total = cityscapes_scores.empty()
+
+    def look(index, found, truth):
+        nonlocal total
+        total += cityscapes_scores.count_element(
+            source, index, to_label_ids(found), truth, instances=instances
+        )
+
+    scores = score(watch=[look, *watch])
+    return scores | {'cityscapes': cityscapes_scores.scores(total, instances=instances)}
+
+
+def _submit(score, source, args) -> dict:
+    """The scores, and the files for the server; scores of the files where there are labels."""
+    folder = submission.start(args.submission, source, partial=args.partial)
+    try:
+        scores = _official(
+            score, source, [lambda i, found, _: submission.write(folder, source, i, found)]
+        )
+        written = submission.finish(folder, source, partial=args.partial)
+    finally:
+        submission.discard(folder)
+    print(f'{written["files"]} files written to {folder}')
+    print(f'archive: {written.get("archive", "none, as --partial was given")}')
+    if 'scores' in written:
+        print(f'mIoU of the written files: {100 * written["scores"]["miou"]:.2f}')
+    return scores | {'submission': written}
+
+
+def _results(step, network, variables, config, source) -> Iterator[tuple[dict, dict]]:
     """(batch on the host, what the step makes of it) of a whole split."""
+    if multi_scale.wanted(config):
+        for batch in multi_scale.batches(source, config, network):
+            yield batch, step(variables, batch)
+        return
     parallel.check_divisible(config.data.eval_batch_size, 'data.eval_batch_size')
     mesh = parallel.make_mesh()
     batches = pipeline.eval_batches(
@@ -160,20 +270,13 @@ def _results(step, variables, config, source) -> Iterator[tuple[dict, dict]]:
             yield batch, step(variables, parallel.to_global(batch, mesh))
 
 
-def _images(batch: dict, result: dict) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(row, prediction, label) of the real images of a batch, [H,W] at their own sizes."""
-    prediction = np.asarray(jax.device_get(result['prediction']))
-    for row in np.flatnonzero(batch['valid']):
-        height, width = batch['size'][row]
-        yield row, prediction[row, :height, :width], batch['label'][row, :height, :width]
-
-
 def _config(saved, args):
     """The model's configuration, its data and eval sections replaced by --config and overrides.
 
     What the network wants its pixels to be stays the model's own.
     """
-    config = saved.copy_and_resolve_references()
+    config = configs.base()  # which knows the types of fields that are None
+    configs.fill(config, configs.to_dict(saved), 'the model')
     if args.config:
         other = configs.load(args.config)
         with config.unlocked():
@@ -185,51 +288,8 @@ def _config(saved, args):
             expected = 'a field of data or eval'
             raise UserError(f'--config.{dotted}', 'a field of training', expected, 'leave it out.')
         configs.override(config, dotted, text)
+    if args.scales:
+        config.eval.scales = multi_scale.parse_scales(args.scales)
+    config.eval.flip = config.eval.flip or args.flip
     configs.check_choices(config)
     return config
-
-
-class _Gallery:
-    """The first images of a split and those with the lowest pixel accuracy, as pictures."""
-
-    def __init__(self, count: int):
-        self.wanted, self.first, self.worst = count, [], []
-
-    def add(self, batch: dict, result: dict) -> None:
-        """Look at one batch; keep what belongs in the pictures."""
-        sr = np.asarray(result['sr']) if 'sr' in result else None
-        for row, found, truth in _images(batch, result):
-            known = truth != 255
-            accuracy = float((truth == found)[known].mean()) if known.any() else 1.0
-            keep_first = len(self.first) < self.wanted
-            if keep_first or len(self.worst) < self.wanted or accuracy < self.worst[-1][0]:
-                top, left, h, w = batch['region'][row]
-                image = batch['target'][row, top : top + h, left : left + w]
-                view = None if sr is None else sr[row, top : top + h, left : left + w]
-                item = (accuracy, int(batch['index'][row]), image, truth, found, view)
-                if keep_first:
-                    self.first.append(item)
-                self.worst = sorted([*self.worst, item], key=lambda i: i[0])[: self.wanted]
-
-    def save(self, folder: pathlib.Path, colors) -> None:
-        """Write one PNG an image under first/ and worst/."""
-        for name, items in (('first', self.first), ('worst', self.worst)):
-            for rank, (accuracy, index, image, truth, found, view) in enumerate(items):
-                pictures, captions = [image], ['image']
-                if view is not None:
-                    pictures.append(np.uint8(np.round(255 * view)))
-                    captions.append('SR branch')
-                pictures += [
-                    overlay(_like(image, truth), truth, colors),
-                    colorize(found, colors),
-                    error_map(found, truth),
-                ]
-                captions += ['truth', f'prediction, {100 * accuracy:.1f} % right', 'errors']
-                save_png(grid([pictures], [captions]), folder / name / f'{rank}_{index:05d}.png')
-
-
-def _like(image: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """The image at the label's size, by nearest pixels."""
-    rows = np.arange(label.shape[0]) * image.shape[0] // label.shape[0]
-    columns = np.arange(label.shape[1]) * image.shape[1] // label.shape[1]
-    return image[rows][:, columns]

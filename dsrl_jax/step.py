@@ -113,18 +113,7 @@ def make_eval_step(model: nn.Module, config, num_classes: int, *, sr: bool) -> C
         prediction = label_map(
             outputs, size, batch, resize_by=config.eval.resize, classes=competing
         )
-        if competing > num_classes:  # a background output that won is no class: void
-            prediction = jnp.where(prediction < num_classes, prediction, 255)
-        inside = _inside(batch)
-        result = {
-            'prediction': prediction,
-            'confusion': metrics.Confusion.from_model_output(
-                prediction=prediction,
-                label=batch['label'],
-                valid=inside,
-                num_classes=num_classes,
-            ),
-        }
+        result = count(prediction, batch, num_classes, competing)
         if sr:
             large = resize.normalise(batch['target'], resize.Color((0, 0, 0), (1, 1, 1)))
             small = resize.shrink(large, config.scale)
@@ -139,6 +128,22 @@ def make_eval_step(model: nn.Module, config, num_classes: int, *, sr: bool) -> C
         return result
 
     return eval_step
+
+
+def count(prediction, batch: dict, num_classes: int, competing: int) -> dict:
+    """The `prediction` [B,Hl,Wl] of an eval step and its `confusion` with the label.
+
+    255 where an output after the classes won (a background): no class.
+    """
+    if competing > num_classes:
+        prediction = jnp.where(prediction < num_classes, prediction, 255)
+    confusion = metrics.Confusion.from_model_output(
+        prediction=prediction,
+        label=batch['label'],
+        valid=_inside(batch),
+        num_classes=num_classes,
+    )
+    return {'prediction': prediction, 'confusion': confusion}
 
 
 def label_map(outputs, size, batch, *, resize_by: str, classes: int) -> jax.Array:
@@ -156,9 +161,16 @@ def label_map(outputs, size, batch, *, resize_by: str, classes: int) -> jax.Arra
         columns = jnp.clip(jnp.floor(columns + 0.5).astype(jnp.int32), 0, size[1] - 1)
         return jax.vmap(lambda m, r, c: m[r][:, c])(whole, rows, columns)
     small = outputs['scores'].shape[1:3]
-    rows = _to_grid(rows, size[0], small[0], outputs['resize'])
-    columns = _to_grid(columns, size[1], small[1], outputs['resize'])
+    rows = to_grid(rows, size[0], small[0], outputs['resize'])
+    columns = to_grid(columns, size[1], small[1], outputs['resize'])
     return arg_max_at(outputs['scores'], rows, columns, num_classes=classes)
+
+
+def to_grid(x: jax.Array, size: int, small: int, convention: str) -> jax.Array:
+    """Coordinates of a size-long axis in the grid of a small-long one."""
+    if convention == 'align_corners':
+        return x * (small - 1) / max(size - 1, 1)
+    return (x + 0.5) * small / size - 0.5
 
 
 def _coordinates(batch: dict, axis: int, length: int) -> jax.Array:
@@ -167,13 +179,6 @@ def _coordinates(batch: dict, axis: int, length: int) -> jax.Array:
     extent = batch['region'][:, 2 + axis, None].astype(jnp.float32)
     real = batch['size'][:, axis, None].astype(jnp.float32)
     return start + (jnp.arange(length, dtype=jnp.float32)[None] + 0.5) * extent / real - 0.5
-
-
-def _to_grid(x: jax.Array, size: int, small: int, convention: str) -> jax.Array:
-    """Coordinates of a size-long axis in the grid of a small-long one."""
-    if convention == 'align_corners':
-        return x * (small - 1) / max(size - 1, 1)
-    return (x + 0.5) * small / size - 0.5
 
 
 def _inside(batch: dict) -> jax.Array:
