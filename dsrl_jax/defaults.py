@@ -35,6 +35,9 @@ RANGES = {
     'seed': (0, 2**32 - 1),
     'model.dropout': (0, 0.99),
     'ce.aux': (0, math.inf),
+    'ce.ohem': (0, 1),
+    'ce.ohem_keep': (1, math.inf),
+    'accumulate': (1, math.inf),
     'mse.weight': (0, math.inf),
     'fa.weight': (0, math.inf),
     'log.affinity': (0, math.inf),
@@ -95,6 +98,11 @@ def base() -> ml_collections.ConfigDict:
             'dtype': 'float32',
             'conv_impl': 'auto',
             'init_from': '',  # weight file whose encoder starts the run
+            # Regex of paths of batch norms that keep their running statistics, for fine-tuning:
+            # 'encoder', or '.' for all. Scale and bias train on, unless optimizer.lr_groups has
+            # them at 0: (('norm/(scale|bias)$', 0.0),). A branch that starts fresh has statistics
+            # of nothing yet (mean 0, variance 1).
+            'freeze_bn': '',
         }
     )
     config.sssr = section(
@@ -109,6 +117,10 @@ def base() -> ml_collections.ConfigDict:
             'weights': 'none',  # see losses.class_weights
             'aux': placeholder(float),  # weight of auxiliary classifiers; None: the original's
             'labels': 'target',  # supervise at the large size, or (paper's base) at the input's
+            # Only the hard pixels count: those whose true class is less probable than this (0.7 in
+            # BiSeNet and DABNet), and at least one of `ohem_keep` labelled ones; 0: all count.
+            'ohem': 0.0,
+            'ohem_keep': 16,
         }
     )
     config.mse = section({'weight': 0.1, 'reduction': 'mean'})
@@ -160,6 +172,7 @@ def base() -> ml_collections.ConfigDict:
         }
     )
     config.ema = 0.0  # decay of the averaged weights that are evaluated; 0: none
+    config.accumulate = 1  # parts of a batch whose gradients are summed one after the other
     config.steps = 0  # length of the run: steps, or epochs where steps is 0
     config.epochs = 0.0
     # Training steps in one program where the data is resident; 0: 10, or 1 on a CPU.

@@ -10,6 +10,7 @@ from dsrl_jax.errors import UserError
 from dsrl_jax.ops import resize
 from dsrl_jax.ops.affinity import affinity_loss
 from dsrl_jax.ops.convolution import platform
+from dsrl_jax.ops.hard_pixels import hard_pixels
 from dsrl_jax.ops.scores import pixel_cross_entropy
 
 # Printed in SegNet's CamVid prototxts; another label version than the published annotations.
@@ -17,6 +18,23 @@ SEGNET_CAMVID = (
     *(0.2595, 0.1826, 4.5640, 0.1417, 0.9051, 0.3826),
     *(9.6446, 1.8418, 0.6823, 6.2478, 7.3614),
 )
+# Of the training script of EdgeNets (ESPNetv2), whose 20th output, the background, weighs 0.
+EDGENETS_CITYSCAPES = (
+    *(2.8149, 6.9850, 3.7890, 9.9428, 9.7702, 9.5111, 10.3114, 10.0265, 4.6323, 9.5608),
+    *(7.8698, 9.5169, 10.3737, 6.6616, 10.2605, 10.2879, 10.2898, 10.4054, 10.1381),
+)
+# Of the training script of DABNet.
+DABNET_CITYSCAPES = (
+    *(0.8373, 0.918, 0.866, 1.0345, 1.0166, 0.9969, 0.9754, 1.0489, 0.8786, 1.0023),
+    *(0.9539, 0.9843, 1.1116, 0.9037, 1.0865, 1.0955, 1.0865, 1.1529, 1.0507),
+)
+PUBLISHED = {
+    'segnet': SEGNET_CAMVID,
+    'edgenets_cityscapes': EDGENETS_CITYSCAPES,
+    'dabnet_cityscapes': DABNET_CITYSCAPES,
+}
+INVERSE_LOG = {'inverse_log': 1.10, 'inverse_log_enet': 1.02}  # of ESPNet, and of ENet
+COUNTED = ('median_frequency', *INVERSE_LOG)  # class weights that need the training split counted
 
 
 def make_loss(config, class_weights: np.ndarray | None = None, aux_weight: float = 1.0) -> Callable:
@@ -29,27 +47,39 @@ def make_loss(config, class_weights: np.ndarray | None = None, aux_weight: float
 
     `fa` is the affinity to the SISR branch, `fa_teacher` that to the features of the frozen
     `batch['teacher']`; `fa.guide` says which there are, and fa.weight times their mean is added.
+
+    The terms of a part of a batch (`part_shares`) are scaled so that their mean over the parts is
+    the term of the whole.
     """
     if config.ce.aux is not None:
         aux_weight = config.ce.aux
 
     def loss(outputs: dict, batch: dict, *, step: jax.Array, key: jax.Array) -> dict:
-        terms = {'ce': cross_entropy(outputs, batch['label'], config, class_weights)}
+        share = part_shares(batch, config, class_weights, key)
+
+        def scaled(name, value):
+            return value * share[name] if share else value
+
+        ce = cross_entropy(outputs, batch['label'], config, class_weights)
+        terms = {'ce': scaled('ce', ce)}
         total = terms['ce']
         if outputs.get('aux'):
             own = {'resize': outputs.get('aux_resize', outputs['resize'])}
             maps = [{'scores': scores, **own} for scores in outputs['aux'].values()]
             label = batch['label']
-            terms['aux'] = sum(cross_entropy(aux, label, config, class_weights) for aux in maps)
+            aux = sum(cross_entropy(aux, label, config, class_weights) for aux in maps)
+            terms['aux'] = scaled('ce', aux)
             total += aux_weight * terms['aux']
         if 'sr' in outputs:
-            terms['mse'] = mse(outputs['sr'], batch['view'], batch['mask'], config.mse.reduction)
+            error = mse(outputs['sr'], batch['view'], batch['mask'], config.mse.reduction)
+            terms['mse'] = scaled('mse', error)
             total += config.mse.weight * terms['mse']
         guides = affinity_guides(outputs, batch, config)
         for name, guide in guides.items():
             frozen = name == 'fa_teacher' or config.fa.stop_gradient_sr
             seg, mask = outputs['seg_feature'], batch['mask']
-            terms[name] = feature_affinity(seg, guide, mask, config, key, frozen=frozen)
+            fa = feature_affinity(seg, guide, mask, config, key, frozen=frozen)
+            terms[name] = scaled('fa', fa)
             weight = ramp(config.fa.weight / len(guides), config.fa.ramp, step)
             total += weight * terms[name]
         terms['total'] = total
@@ -62,18 +92,33 @@ def cross_entropy(outputs: dict, label: jax.Array, config, class_weights=None) -
     """Mean cross entropy of label [B,sH,sW] (255 ignored) under the network's scores (eq. 4).
 
     With class weights w it is sum(w l) / sum(w), as in torch. `ce.labels='input'` supervises at
-    the size of the small input, as the paper's base networks are.
+    the size of the small input, as the paper's base networks are. With `ce.ohem` both sums run
+    over the hard pixels of the whole batch (ops.hard_pixels), told by the loss without w.
     """
-    if config.ce.labels == 'input':
-        size = tuple(n // config.scale for n in label.shape[1:])
-        label = resize.nearest(label[..., None], size)[..., 0]
+    label = _supervised(label, config)
     ce = pixel_cross_entropy(outputs['scores'], label, convention=outputs['resize'])
-    weight = (label != 255).astype(jnp.float32)
-    if class_weights is not None:
-        table = np.zeros(256, np.float32)
-        table[: len(class_weights)] = class_weights
-        weight = jnp.take(jnp.asarray(table), label.astype(jnp.int32), axis=0)
+    weight = _pixel_weights(label, class_weights)
+    if config.ce.ohem:
+        kept = {'probability': config.ce.ohem, 'one_of': config.ce.ohem_keep}
+        weight *= hard_pixels(ce, weight > 0, **kept)
     return jnp.sum(weight * ce) / jnp.maximum(jnp.sum(weight), 1e-6)
+
+
+def _supervised(label, config):
+    """The labels at the size where they supervise."""
+    if config.ce.labels == 'target':
+        return label
+    size = tuple(n // config.scale for n in label.shape[1:])
+    return resize.nearest(label[..., None], size)[..., 0]
+
+
+def _pixel_weights(label, class_weights):
+    """Weight of each pixel in the cross entropy, float32 of the label's shape."""
+    if class_weights is None:
+        return (label != 255).astype(jnp.float32)
+    table = np.zeros(256, np.float32)
+    table[: len(class_weights)] = class_weights
+    return jnp.take(jnp.asarray(table), label.astype(jnp.int32), axis=0)
 
 
 def mse(sr: jax.Array, view: jax.Array, mask: jax.Array, reduction: str = 'mean') -> jax.Array:
@@ -104,8 +149,12 @@ def feature_affinity(
 
     mask [B,sH,sW] are the real pixels; with `frozen` the guide gets no gradient.
     """
-    fa = config.fa
     (seg, guide), real = to_grid((seg, guide), mask, config)
+    fa = config.fa
+    return _on_grid(seg, guide, real, fa, key, frozen=frozen, q=fa.q, eps=fa.eps)
+
+
+def _on_grid(seg, guide, real, fa, key, *, frozen, q, eps):
     if fa.shuffle_sr:
         key, shuffle = jax.random.split(key)
         order = jax.random.permutation(shuffle, real[0].size)
@@ -115,8 +164,8 @@ def feature_affinity(
         seg,
         guide,
         sampling=fa.sampling,
-        q=fa.q,
-        eps=fa.eps,
+        q=q,
+        eps=eps,
         mask=real,
         key=key,
         stop_gradient_sr=frozen,
@@ -137,6 +186,37 @@ def to_grid(maps, mask: jax.Array, config) -> tuple[list[jax.Array], jax.Array]:
     return maps, resize.pool_to(mask[..., None].astype(jnp.float32), size)[..., 0] > 0.999
 
 
+def part_shares(batch: dict, config, class_weights, key: jax.Array) -> dict:
+    """Weight of the means over a part of a batch in those over the whole: {'ce', 'mse', 'fa'}.
+
+    The labelled pixels, real pixels and pairs of the part, over those of an average part: float32
+    scalars, 1 on average. `batch['part']` m of n parts are rows m, m + n, ... of the label and mask
+    in `batch['whole']`; {} where the batch is no part. With OHEM the labelled pixels count, not the
+    kept ones, which only the network knows.
+    """
+    if 'whole' not in batch:
+        return {}
+    whole = batch['whole']
+
+    def share(of):
+        return jnp.mean(of(batch)) / jnp.maximum(jnp.mean(of(whole)), 1e-12)
+
+    rows = len(whole['mask'])
+    parts = rows // len(batch['mask'])
+    _, real = to_grid((), whole['mask'], config)
+    # Maps whose affinities differ by 1 in this part and by 0 elsewhere: their mean squared
+    # difference is the share of its pairs, however these are drawn, in O(pixels).
+    inside = (jnp.arange(rows) % parts == batch['part'])[:, None, None, None]
+    ones = jnp.broadcast_to(inside, (*real.shape, 1)).astype(jnp.float32)
+    maps = ones, jnp.zeros_like(ones), real
+    pairs = _on_grid(*maps, config.fa, key, frozen=True, q=2, eps=1e-12)
+    return {
+        'ce': share(lambda x: _pixel_weights(_supervised(x['label'], config), class_weights)),
+        'mse': share(lambda x: x['mask'].astype(jnp.float32)),
+        'fa': parts * pairs,
+    }
+
+
 def _reorder(x: jax.Array, order: jax.Array) -> jax.Array:
     """The pixels of [B,h,w,C] in another order [h*w], the same one for the whole batch."""
     return jnp.take(x.reshape(x.shape[0], -1, x.shape[-1]), order, axis=1).reshape(x.shape)
@@ -148,12 +228,12 @@ def ramp(weight: float, steps: int, step: jax.Array) -> jax.Array | float:
 
 
 def class_weights(spec: str, pixels: np.ndarray, present: np.ndarray) -> np.ndarray | None:
-    """Weights [K] of the classes: 'none', 'segnet', 'median_frequency', 'inverse_log', or numbers.
+    """Weights [K] of the classes: 'none', a name of PUBLISHED or COUNTED, or numbers.
 
     `pixels` [K] are the pixels of each class in the training split, `present` [K] the pixels of
     the images that hold it. Median frequency: median(f) / f_c with f = pixels / present (SegNet);
-    inverse log: 1 / ln(1.10 + p) with p the share of all pixels (ESPNet; ENet takes 1.02). A class
-    that does not occur has weight 0.
+    inverse log: 1 / ln(c + p) with p the share of all pixels and c of INVERSE_LOG. A class that
+    does not occur has weight 0.
     """
     classes = len(pixels)
     if spec == 'none':
@@ -162,10 +242,10 @@ def class_weights(spec: str, pixels: np.ndarray, present: np.ndarray) -> np.ndar
         if spec == 'median_frequency':
             frequency = pixels / present
             weights = np.median(frequency[pixels > 0]) / frequency
-        elif spec == 'inverse_log':
-            weights = 1 / np.log(1.10 + pixels / pixels.sum())
-        elif spec == 'segnet':
-            weights = np.asarray(SEGNET_CAMVID)
+        elif spec in INVERSE_LOG:
+            weights = 1 / np.log(INVERSE_LOG[spec] + pixels / pixels.sum())
+        elif spec in PUBLISHED:
+            weights = np.asarray(PUBLISHED[spec])
         else:
             weights = _numbers(spec)
     if len(weights) != classes:
@@ -178,5 +258,5 @@ def _numbers(spec: str) -> np.ndarray:
     try:
         return np.asarray([float(piece) for piece in spec.strip('()[]').split(',')])
     except ValueError:
-        expected = 'none, median_frequency, inverse_log, segnet, or numbers'
+        expected = ', '.join(('none', *COUNTED, *PUBLISHED, 'or numbers'))
         raise UserError('config.ce.weights', repr(spec), expected, 'correct the value.') from None

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from dsrl_jax import metrics, state
+from dsrl_jax import accumulation, metrics, state
+from dsrl_jax.models.freezing import frozen_norms
 from dsrl_jax.ops import resize
 from dsrl_jax.ops.scores import arg_max, arg_max_at
 
@@ -22,12 +23,12 @@ def make_train_step(
 ) -> Callable:
     """`step(state, batch, teacher=None) -> (state, scalars)`, to be jitted with the state donated.
 
-    The batch is the loader's: target [B,sH,sW,3] uint8, label and mask [B,sH,sW]. `guide` and
-    `teacher` are those of `make_forward`.
+    The batch is the loader's: target [B,sH,sW,3] uint8, label and mask [B,sH,sW]; its gradient is
+    taken in config.accumulate parts. `guide` and `teacher` are those of `make_forward`.
     """
     prepare = make_forward(model, loss, config, guide)
 
-    def train_step(current: state.TrainState, batch: dict, teacher: dict | None = None):
+    def gradient(current: state.TrainState, batch: dict, teacher: dict | None = None):
         _, forward = prepare(current, batch, teacher)
 
         def loss_of(params):
@@ -35,6 +36,13 @@ def make_train_step(
             return terms['total'], (terms, batch_stats)
 
         grads, (terms, batch_stats) = jax.grad(loss_of, has_aux=True)(current.params)
+        return grads, terms, batch_stats
+
+    if config.accumulate > 1:
+        gradient = accumulation.in_parts(gradient, config.accumulate)
+
+    def train_step(current: state.TrainState, batch: dict, teacher: dict | None = None):
+        grads, terms, batch_stats = gradient(current, batch, teacher)
         updates, opt_state = tx.update(grads, current.opt_state, current.params)
         params = optax.apply_updates(current.params, updates)
         variables = {'params': params, 'batch_stats': batch_stats}
@@ -63,13 +71,16 @@ def make_forward(
     The small input is made here, on the device. `seen` is the batch as the loss sees it: with the
     normalised large `view` and, where `guide(teacher, target)` gives the outputs of a network whose
     variables are `teacher`, with those as `teacher`. `forward(params) -> (terms, outputs,
-    batch_stats)`.
+    batch_stats)`. Norms that config.model.freeze_bn names keep their statistics. The `part` of an
+    accumulated batch changes what dropout draws.
     """
 
     def prepare(current: state.TrainState, batch: dict, teacher: dict | None = None):
         dropout, sampling = jax.random.split(
             jax.random.fold_in(jax.random.key(current.seed), current.step)
         )
+        if 'part' in batch:
+            dropout = jax.random.fold_in(dropout, batch['part'])
         view = resize.normalise(batch['target'], resize.SR_COLOR)
         image = resize.small_input(batch['target'], config.scale, config.data)
         seen = {**batch, 'view': view}
@@ -77,13 +88,14 @@ def make_forward(
             seen['teacher'] = guide(teacher, batch['target'])
 
         def forward(params):
-            outputs, updated = model.apply(
-                {'params': params, 'batch_stats': current.batch_stats},
-                image,
-                train=True,
-                mutable=['batch_stats'],
-                rngs={'dropout': dropout},
-            )
+            with frozen_norms(config.model.freeze_bn):
+                outputs, updated = model.apply(
+                    {'params': params, 'batch_stats': current.batch_stats},
+                    image,
+                    train=True,
+                    mutable=['batch_stats'],
+                    rngs={'dropout': dropout},
+                )
             terms = loss(outputs, seen, step=current.step, key=sampling)
             return terms, outputs, updated['batch_stats']
 

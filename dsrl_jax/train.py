@@ -15,6 +15,7 @@ import numpy as np
 from clu import parameter_overview
 
 from dsrl_jax import (
+    accumulation,
     checkpoint,
     data,
     diagnostics,
@@ -35,6 +36,7 @@ from dsrl_jax.data.frequencies import class_frequencies
 from dsrl_jax.errors import UserError
 from dsrl_jax.foreign.preprocessing import PREPROCESSING
 from dsrl_jax.logger import Logger
+from dsrl_jax.models import freezing
 from dsrl_jax.step import make_train_step
 
 TERMINATED = 143  # 128 + SIGTERM: what a scheduler expects of a job it stopped
@@ -43,7 +45,7 @@ TERMINATED = 143  # 128 + SIGTERM: what a scheduler expects of a job it stopped
 RESUME_KEYS = (
     *('seed', 'scale', 'model', 'sssr', 'sisr', 'ce', 'mse', 'fa', 'kd', 'optimizer', 'ema'),
     *('steps', 'epochs', 'data.name', 'data.train_split', 'data.batch_size', 'data.size'),
-    'data.labelled',
+    *('accumulate', 'data.labelled', 'data.unlabelled'),
     *('data.scale_range', 'data.flip', 'data.color', 'data.mean', 'data.std', 'data.order'),
     'data.resident',  # resolved: drawn on the device, the views are others
 )
@@ -72,12 +74,14 @@ def train(config, workdir) -> dict | None:
     configs.check_choices(config)
     parallel.check_divisible(config.data.batch_size, 'data.batch_size')
     parallel.check_divisible(config.data.eval_batch_size, 'data.eval_batch_size')
+    accumulation.check(config)
     workdir = pathlib.Path(workdir)
     source = data.build(config.data, config.data.train_split)
     scored = data.build(config.data, config.data.eval_split)
     check_sample(source)
     check_sample(scored)
     source = data.keep_labels(source, config.data.labelled)
+    source = data.join_unlabelled(source, data.unlabelled(config.data))
     pipeline.check_views(config.data)
     steps = configs.total_steps(config, len(source))
     classes = len(source.classes)
@@ -89,6 +93,7 @@ def train(config, workdir) -> dict | None:
         found = f'{config.model.net}, for pose'
         raise UserError('config.model.net', found, expected, 'choose one.')
     shapes = inference.abstract_variables(network, config)  # what misfits shows here, unwritten
+    freezing.check(config.model.freeze_bn, shapes['batch_stats'])
     teacher = distillation.load_teacher(config, source.classes)
     diagnostics.check(config)
     loss = _make_loss(config, source, network.aux_weight)
@@ -97,7 +102,7 @@ def train(config, workdir) -> dict | None:
     with saved, _Termination() as stopped:
         settings = configs.to_dict(config)
         mesh = parallel.make_mesh()
-        held = resident.hold(source, config.data.resident, mesh)
+        held = resident.hold(source, accumulation.residence(config), mesh)
         settings['data']['resident'] = 'always' if held else 'never'
         guide = guiding = None
         if teacher:
@@ -266,10 +271,14 @@ def _from_encoder(config, variables, weights, sharding):
 
 def _make_loss(config, source, aux_weight):
     """The objective, with class weights counted from the training split where asked for."""
-    if config.ce.weights == 'none':
+    spec = config.ce.weights
+    if spec == 'none':
         return losses.make_loss(config, aux_weight=aux_weight)
-    counts = class_frequencies(source)
-    weights = losses.class_weights(config.ce.weights, counts['pixels'], counts['present_pixels'])
+    pixels = present = np.ones(len(source.classes))
+    if spec in losses.COUNTED:
+        counts = class_frequencies(source)
+        pixels, present = counts['pixels'], counts['present_pixels']
+    weights = losses.class_weights(spec, pixels, present)
     print('class weights:', ', '.join(f'{n} {w:.3g}' for n, w in zip(source.classes, weights)))
     return losses.make_loss(config, weights, aux_weight)
 

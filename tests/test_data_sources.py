@@ -165,7 +165,7 @@ def test_palette_bilevel_and_sixteen_bit_labels(tmp_path):
     for name, image in images.items():
         path = tmp_path / f'{name}.png'
         image.save(path)
-        label = sources.read_index_label(path, num_classes=2)
+        label = sources.as_indices(sources.read_pixels(path), path, num_classes=2)
         assert np.array_equal(label, values) and label.dtype == np.uint8
 
 

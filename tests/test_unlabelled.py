@@ -135,3 +135,11 @@ def test_a_bad_image_is_named_before_the_run_and_by_the_check(root, photos, caps
     assert report.images == 8 + 3  # each once
     report = check(config(root, unlabelled='nights'))
     assert 'leftImg8bit/nights' in str(report.problems[-1])
+
+
+@pytest.mark.slow
+def test_a_run_takes_them(root, tmp_path, capsys):
+    words = ['--config=cityscapes:tiny,net=toy_network:Toy', f'--config.data.root={root}']
+    words += ['--config.data.unlabelled=test', f'--workdir={tmp_path / "w"}']
+    assert cli.main(['train', *words]) == 0
+    assert 'join the 8 training images: 3 of test' in capsys.readouterr().out

@@ -201,23 +201,6 @@ def read_pixels(path) -> np.ndarray:
     )
 
 
-def read_index_label(path, *, num_classes: int, void: int | None = None) -> np.ndarray:
-    """A label file as class indices, uint8 [H, W]: 0..K-1, or 255 where the pixel is ignored.
-
-    The value `void` of the file, where a data set has one, becomes 255 too. Raises UserError for
-    a colour file and for any other value.
-    """
-    pixels = read_pixels(path)
-    if pixels.ndim == 3:
-        raise UserError(
-            path,
-            'a colour (RGB) label',
-            f'a PNG with one channel of class indices 0..{num_classes - 1}',
-            'replace every colour by the index of its class.',
-        )
-    return as_indices(pixels, path, num_classes=num_classes, void=void)
-
-
 def as_indices(pixels, path, *, num_classes: int, void: int | None = None) -> np.ndarray:
     """Integers [H, W] -> uint8 [H, W] of 0..K-1 and 255; UserError names any other value."""
     keep = (pixels >= 0) & (pixels < num_classes)
