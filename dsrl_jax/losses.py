@@ -150,11 +150,12 @@ def feature_affinity(
     mask [B,sH,sW] are the real pixels; with `frozen` the guide gets no gradient.
     """
     (seg, guide), real = to_grid((seg, guide), mask, config)
+    options = {'q': config.fa.q, 'eps': config.fa.eps}
+    return _on_grid(seg, guide, real, config, key, frozen=frozen, **options)
+
+
+def _on_grid(seg, guide, real, config, key, *, frozen, q, eps):
     fa = config.fa
-    return _on_grid(seg, guide, real, fa, key, frozen=frozen, q=fa.q, eps=fa.eps)
-
-
-def _on_grid(seg, guide, real, fa, key, *, frozen, q, eps):
     if fa.shuffle_sr:
         key, shuffle = jax.random.split(key)
         order = jax.random.permutation(shuffle, real[0].size)
@@ -209,7 +210,7 @@ def part_shares(batch: dict, config, class_weights, key: jax.Array) -> dict:
     inside = (jnp.arange(rows) % parts == batch['part'])[:, None, None, None]
     ones = jnp.broadcast_to(inside, (*real.shape, 1)).astype(jnp.float32)
     maps = ones, jnp.zeros_like(ones), real
-    pairs = _on_grid(*maps, config.fa, key, frozen=True, q=2, eps=1e-12)
+    pairs = _on_grid(*maps, config, key, frozen=True, q=2, eps=1e-12)
     return {
         'ce': share(lambda x: _pixel_weights(_supervised(x['label'], config), class_weights)),
         'mse': share(lambda x: x['mask'].astype(jnp.float32)),
