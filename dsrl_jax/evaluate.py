@@ -98,7 +98,7 @@ def evaluate(
     Returns plain numbers: images, miou, pixel_accuracy, class_accuracy, iou (list), the same with
     void pixels counted (`miou_void_counted`), the `protocol` in words, and with `sr` psnr and ssim
     of the SR image beside bicubic enlargement's, unless several scales or windows are summed.
-    `pictures`: folder for overlays of the first and the worst images. `watch`: functions called
+    `pictures`: folder for what `gallery` draws. `watch`: functions called
     with (index, class map, label) of every image.
     """
     classes = len(source.classes)
@@ -122,7 +122,7 @@ def evaluate(
         for name, value in quality.items():
             scores |= {f'{name}{k}': float(v) for k, v in value.compute().items()}
     if shown.wanted:
-        shown.save(pathlib.Path(pictures), source.colors)
+        shown.save(pathlib.Path(pictures), source, total.counts, scores['iou'])
     return scores
 
 

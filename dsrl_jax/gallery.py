@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: the first images of a split and the worst."""
+"""Pictures of an evaluation: first images of a split, the worst, classes, what was taken for what."""
 
 import pathlib
 from collections.abc import Iterator
@@ -6,7 +6,13 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from dsrl_jax import boundary
+from dsrl_jax.report.confusion import plot_confusion
+from dsrl_jax.report.curves import plot_class_iou
 from dsrl_jax.report.overlay import colorize, error_map, grid, overlay, save_png
+
+
+_BORDER = 4  # pixels
 
 
 class Gallery:
@@ -31,8 +37,15 @@ class Gallery:
                     self.first.append(item)
                 self.worst = sorted([*self.worst, item], key=lambda i: i[0])[: self.wanted]
 
-    def save(self, folder: pathlib.Path, colors) -> None:
-        """Write one PNG an image under first/ and worst/."""
+    def save(self, folder: pathlib.Path, source, counts, iou) -> None:
+        """Write one PNG an image under first/ and worst/, class_iou.png and confusion.png.
+
+        `counts` [K+1,K+1] are those of metrics.Confusion, `iou` [K] shares, None where absent.
+        """
+        colors, classes = source.colors, source.classes
+        shares = [np.nan if value is None else value for value in iou]
+        plot_class_iou({source.split: shares}, classes, folder / 'class_iou.png')
+        plot_confusion(counts[: len(classes)], classes, folder / 'confusion.png')
         for name, items in (('first', self.first), ('worst', self.worst)):
             for rank, (accuracy, index, image, truth, found, view) in enumerate(items):
                 pictures, captions = [image], ['image']
@@ -42,9 +55,10 @@ class Gallery:
                 pictures += [
                     overlay(_like(image, truth), truth, colors),
                     colorize(found, colors),
-                    error_map(found, truth),
+                    error_map(found, truth, boundary.bands(truth, (_BORDER,))[_BORDER]),
                 ]
-                captions += ['truth', f'prediction, {100 * accuracy:.1f} % right', 'errors']
+                captions += ['truth', f'prediction, {100 * accuracy:.1f} % right']
+                captions.append(f'errors, amber within {_BORDER} pixels of a border')
                 save_png(grid([pictures], [captions]), folder / name / f'{rank}_{index:05d}.png')
 
 

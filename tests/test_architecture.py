@@ -34,7 +34,7 @@ MAY_IMPORT = {
     'cityscapes_scores': ('data', 'errors'),
     'submission': ('cityscapes_scores', 'data', 'report', 'errors'),
     'multi_scale': ('config', 'data', 'ops', 'parallel', 'step', 'errors'),
-    'gallery': ('report',),
+    'gallery': ('boundary', 'report'),
     'detailed': ('boundary', 'metrics', 'data'),
     'optimizer': ('errors',),
     'state': (),

@@ -10,6 +10,7 @@ from dsrl_jax.errors import UserError
 from dsrl_jax.logger import read_metrics
 from dsrl_jax.report.curves import plot_class_iou, plot_curves
 from dsrl_jax.report.html import conclude, write_report
+from dsrl_jax.report.confusion import plot_confusion
 from dsrl_jax.report.overlay import colorize, error_map, grid, legend, overlay, save_png
 
 COLORS = [(10, 20, 30), (200, 0, 0), (0, 0, 0)]
@@ -47,6 +48,22 @@ def test_error_map_marks_exactly_the_wrong_pixels():
     wrong, right, ignored = error_map(np.array([[1, 1, 1]], np.uint8), label)[0].tolist()
     assert len({tuple(wrong), tuple(right), tuple(ignored)}) == 3
     assert wrong[0] > wrong[1] and np.ptp(ignored) < 20
+    label = np.array([[0, 0, 1, 1]], np.uint8)
+    border = np.array([[False, True, True, False]])
+    colors = error_map(np.array([[0, 0, 0, 0]], np.uint8), label, border)[0].tolist()
+    assert len({tuple(color) for color in colors}) == 4
+    assert colors[3] == wrong, 'away from borders a mistake looks as ever'
+
+
+def test_a_confusion_matrix_is_drawn_with_shares_of_each_row(tmp_path):
+    counts = np.array([[98, 2, 0], [5, 5, 10], [0, 0, 0]])[:2]
+    path = plot_confusion(counts, ['road', 'pole'], tmp_path / 'confusion.png')
+    picture = np.asarray(Image.open(path))
+    assert picture.shape[2] == 3 and picture.std() > 10
+    dark = (picture[..., 0] < 60) & (picture[..., 2] > 80)  # 98 %, in dark blue
+    assert 0.005 < dark.mean() < 0.5
+    with pytest.raises(ValueError, match='classes'):
+        plot_confusion(counts, ['road'], path)
 
 
 def test_grid_keeps_pictures_of_true_size_and_leaves_gaps_empty():

@@ -47,7 +47,7 @@ def plot_curves(records, output_png):
     axes[0].legend(fontsize=9, frameon=False)
     if panels[-1][0] == 'eval' and any(len(k) > 1 for k in panels[-1][1].values()):
         axes[-1].legend(fontsize=8, frameon=False)
-    return _save(figure, output_png)
+    return save(figure, output_png)
 
 
 def plot_class_iou(class_iou, classes, output_png):
@@ -71,7 +71,7 @@ def plot_class_iou(class_iou, classes, output_png):
     ax.set_ylim(0, 108)
     ax.legend(fontsize=9, frameon=False, ncols=4, loc='lower left', bbox_to_anchor=(0, 1))
     _plain(ax)
-    return _save(figure, output_png)
+    return save(figure, output_png)
 
 
 def _series(records):
@@ -124,7 +124,8 @@ def _plain(ax):
         spine.set_color('#9ca3af')
 
 
-def _save(figure, path):
+def save(figure, path):
+    """Draw a matplotlib figure to a PNG; its path."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     from dsrl_jax.report.overlay import save_png

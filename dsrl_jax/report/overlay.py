@@ -41,13 +41,21 @@ def overlay(image, label, colors, alpha=0.5):
     return np.where((label == IGNORE)[..., None], image, mixed + 0.5).astype(np.uint8)
 
 
-def error_map(prediction, label):
-    """Where a prediction fails: two [H,W] -> [H,W,3]; right pale, wrong red, ignored grey."""
+def error_map(prediction, label, border=None):
+    """Where a prediction fails: two [H,W] -> [H,W,3]; right pale, wrong red, ignored grey.
+
+    `border` [H,W] bool are pixels near a border of the label: pale blue where right, amber where
+    wrong, so that red is left for what is wrong away from them.
+    """
     prediction, label = np.asarray(prediction), np.asarray(label)
     if prediction.shape != label.shape:
         raise ValueError(f'prediction {prediction.shape} and label {label.shape} differ in size')
     picture = np.full((*label.shape, 3), 244, np.uint8)
-    picture[prediction != label] = (206, 32, 44)
+    wrong = prediction != label
+    picture[wrong] = (206, 32, 44)
+    if border is not None:
+        picture[border & ~wrong] = (206, 220, 240)
+        picture[border & wrong] = (240, 160, 20)
     picture[label == IGNORE] = (150, 154, 160)
     return picture
 
