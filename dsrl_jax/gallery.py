@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: first images of a split, the worst, classes, what was taken for what."""
+"""Pictures of an evaluation: the first images and the worst, IoU by class, the confusion matrix."""
 
 import pathlib
 from collections.abc import Iterator
@@ -10,7 +10,6 @@ from dsrl_jax import boundary
 from dsrl_jax.report.confusion import plot_confusion
 from dsrl_jax.report.curves import plot_class_iou
 from dsrl_jax.report.overlay import colorize, error_map, grid, overlay, save_png
-
 
 _BORDER = 4  # pixels
 

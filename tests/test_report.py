@@ -8,9 +8,9 @@ from PIL import Image
 
 from dsrl_jax.errors import UserError
 from dsrl_jax.logger import read_metrics
+from dsrl_jax.report.confusion import plot_confusion
 from dsrl_jax.report.curves import plot_class_iou, plot_curves
 from dsrl_jax.report.html import conclude, write_report
-from dsrl_jax.report.confusion import plot_confusion
 from dsrl_jax.report.overlay import colorize, error_map, grid, legend, overlay, save_png
 
 COLORS = [(10, 20, 30), (200, 0, 0), (0, 0, 0)]
