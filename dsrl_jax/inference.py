@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dsrl_jax import checkpoint, models
+from dsrl_jax import checkpoint, graphs, models
 from dsrl_jax import config as configs
 from dsrl_jax.data import geometry, sources
 from dsrl_jax.errors import UserError
@@ -77,9 +77,17 @@ class Model:
             found = f'{image.dtype} {list(image.shape)}'
             raise UserError('predict', found, 'uint8 [height, width, 3]', 'convert the image.')
         view = self._fit(image) if resize else self._pad(image)
-        found = np.asarray(self.label_map(self.variables, view['target'][None]))[0]
+        run = self._at_own_size if resize else self.label_map  # other sizes come and go
+        found = np.asarray(run(self.variables, view['target'][None]))[0]
         labels = _region_to_image(found, view['region'], image.shape[:2])
         return Result(labels, image, self.classes, self.colors)
+
+    @functools.cached_property
+    def _at_own_size(self):
+        """`label_map` compiled for one image of the size the model was made for."""
+        target = np.zeros((1, *configs.eval_size(self.config), 3), np.uint8)
+        lowered = self.label_map.lower(self.variables, target)
+        return graphs.compile_graph(lowered, (self.variables, target))[0]
 
     def _fit(self, image: np.ndarray) -> dict:
         """The large view of an image, at the size the model was made for."""
