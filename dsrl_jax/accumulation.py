@@ -44,10 +44,7 @@ def in_parts(gradient: Callable, parts: int) -> Callable:
 
 
 def check(config) -> None:
-    """UserError unless config.accumulate parts of a batch are equal, on every device.
-
-    Raised too where data.resident=always asks for what `residence` does not give.
-    """
+    """UserError unless config.accumulate parts of a batch are equal, on every device."""
     parts, size, devices = config.accumulate, config.data.batch_size, jax.device_count()
     if parts > 1 and size % (parts * devices):
         unit = parts * devices
@@ -58,20 +55,6 @@ def check(config) -> None:
             f'a batch of a multiple of {unit}',
             f'use data.batch_size={upper}, or accumulate=1.',
         )
-    if residence(config) != config.data.resident == 'always':
-        found = f"'always' with accumulate={parts} on {devices} devices"
-        expected = 'images that the host reads, or one device'
-        raise UserError('config.data.resident', found, expected, 'set it to auto.')
-
-
-def residence(config) -> str:
-    """data.resident, but 'never' for parts of a batch on several devices.
-
-    There the compiled program of steps on held images (resident.repeat) gives other gradients of
-    the SISR branch than the same step on the same views; one device, or the host's views, agree.
-    """
-    several = config.accumulate > 1 and jax.device_count() > 1
-    return 'never' if several else config.data.resident
 
 
 def _split(x, parts):

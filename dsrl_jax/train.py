@@ -102,7 +102,7 @@ def train(config, workdir) -> dict | None:
     with saved, _Termination() as stopped:
         settings = configs.to_dict(config)
         mesh = parallel.make_mesh()
-        held = resident.hold(source, accumulation.residence(config), mesh)
+        held = resident.hold(source, config.data.resident, mesh)
         settings['data']['resident'] = 'always' if held else 'never'
         guide = guiding = None
         if teacher:

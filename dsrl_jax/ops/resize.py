@@ -195,12 +195,14 @@ def _product(matrix, x, axis):
     blocks = math.gcd(n, out)
     r, q = out // blocks, n // blocks
     if r == 1 and np.allclose(matrix, np.kron(np.eye(out), np.full((1, q), 1 / q))):
-        cells = x.reshape(*x.shape[:axis], out, q, *x.shape[axis + 1 :])
         if q > 4:
+            cells = x.reshape(*x.shape[:axis], out, q, *x.shape[axis + 1 :])
             return jnp.mean(cells, axis=axis + 1)
         # Sums of slices join the loop that makes x; a reduction would have it written out first.
-        wide = cells.astype(jnp.promote_types(x.dtype, jnp.float32))
-        parts = (lax.index_in_dim(wide, i, axis + 1, keepdims=False) for i in range(q))
+        # Of x itself, not of x reshaped: a loop that also read x pixel by pixel (the gradient of a
+        # tanh) may on a CPU be written over x while its cells are still read (jax 0.10, 0.12).
+        wide = _wide(x)
+        parts = (lax.slice_in_dim(wide, i, n, q, axis) for i in range(q))
         return (functools.reduce(jnp.add, parts) / q).astype(x.dtype)
     row, column = np.nonzero(matrix)
     phase, tap = row % r, column - row // r * q
