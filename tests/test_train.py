@@ -37,8 +37,9 @@ def test_a_run_leaves_what_the_contract_names(tiny_run):
     assert scores['images'] == 8 and 0 <= scores['miou'] <= 1 and len(scores['iou']) == 11
     assert scores['psnr'] > 0 and scores['bicubic_psnr'] > 20
     assert scores['step'] == configs.load_json(tiny_run / 'config.json').steps
-    pictures = sorted((tiny_run / 'eval_val').rglob('*.png'))
-    assert {p.parent.name for p in pictures} == {'first', 'worst'}
+    pictures = [p.relative_to(tiny_run / 'eval_val') for p in tiny_run.rglob('eval_val/**/*.png')]
+    assert {p.parent.name for p in pictures} == {'', 'first', 'worst'}
+    assert {p.name for p in pictures if not p.parent.name} == {'class_iou.png', 'confusion.png'}
     terms = train_terms(tiny_run)
     assert {'train/ce', 'train/mse', 'train/fa', 'train/total', 'train/lr'} <= set(terms[1])
 
