@@ -27,6 +27,8 @@ CHOICES = {
     'optimizer.schedule': ('poly', 'step', 'constant'),
     'optimizer.decay': ('kernels', 'all'),
     'eval.resize': ('labels', 'logits'),
+    'pose.encode': ('standard', 'dark', 'udp'),
+    'pose.decode': ('quarter', 'dark', 'udp'),
     'scale': (1, 2, 4),
 }
 
@@ -45,6 +47,12 @@ RANGES = {
     'kd.pair': (0, math.inf),
     'eval.classes': (0, math.inf),
     'eval.stride': (0.1, 1),
+    'pose.sigma': (0.1, math.inf),
+    'pose.nms': (0, 1),
+    'pose.rescore': (0, math.inf),
+    'pose.half_body': (0, 1),
+    'pose.scale_factor': (0, 0.99),
+    'pose.rotation': (0, 90),
 }
 
 
@@ -192,6 +200,24 @@ def base() -> ml_collections.ConfigDict:
             'window': (),
             'stride': 2 / 3,
             'pictures': 4,  # overlays and worst images written as PNG
+        }
+    )
+    # Human pose alone; see data/person_crop.py and ops/heatmaps.py.
+    config.pose = section(
+        {
+            # How a joint becomes a heatmap and is read from one. `encode` udp also makes the views
+            # in its own unit of length.
+            'encode': 'standard',
+            'decode': 'quarter',
+            'sigma': 2.0,  # of the Gaussian, in pixels of the heatmap
+            'flip_test': True,  # average with the heatmaps of the mirror image
+            'boxes': '',  # evaluation: a file of detections; '': ground-truth boxes
+            'nms': 0.9,  # OKS above which the lower of two persons is dropped
+            'soft_nms': False,  # lower its score instead
+            'rescore': 0.2,  # joints more confident than this count in a person's score
+            'half_body': 0.3,  # probability of a view of the upper or lower half of the joints
+            'scale_factor': 0.35,  # standard deviation, and bound, of the relative scale
+            'rotation': 45.0,  # degrees: standard deviation; twice that is the bound
         }
     )
     config.checkpoint = section({'every': 0, 'keep': 2})  # every 0: ten times a run

@@ -5,9 +5,10 @@ Nothing below this folder imports jax or a model: worker processes must not open
 
 import pathlib
 
-from dsrl_jax.data import camvid, cityscapes, folder, pack, tfds
+from dsrl_jax.data import camvid, cityscapes, coco, folder, pack, tfds
 from dsrl_jax.data.labelled import join_unlabelled, keep_labels
 from dsrl_jax.data.sources import Cached, Joined
+from dsrl_jax.data.stick_figures import StickFigureSource
 from dsrl_jax.data.synthetic import SyntheticSource
 from dsrl_jax.errors import UserError, lookup
 
@@ -63,11 +64,19 @@ def _synthetic(config, split):
     )
 
 
+def _stick_figures(config, split):
+    return StickFigureSource(
+        split, size=tuple(config.size), seed=config.seed, length=config.length or None
+    )
+
+
 SOURCES = {
     'camvid': camvid.build,
     'cityscapes': cityscapes.build,
+    'coco': coco.build,
     'folder': folder.build,
     'packed': pack.build,
+    'stick_figures': _stick_figures,
     'synthetic': _synthetic,
     'tfds': tfds.build,
 }

@@ -6,6 +6,7 @@ import numpy as np
 
 from dsrl_jax import data
 from dsrl_jax.data.frequencies import count, spaced, summarize
+from dsrl_jax.data.person_boxes import list_boxes
 from dsrl_jax.errors import UserError
 
 
@@ -21,11 +22,13 @@ class Report:
     splits: dict[str, dict] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
     images: int = 0
+    counted: str = 'images'  # what the counts of `splits` are of
 
 
-def check(config, splits=None) -> Report:
+def check(config, splits=None, boxes: str = '') -> Report:
     """Reads every file of `splits` (None: those of train_split and eval_split) of a data config,
-    and of the images that join the training unlabelled.
+    and of the images that join the training unlabelled; of persons also the file of detected
+    `boxes` of the split that is evaluated.
 
     Does not stop at a bad file: each becomes one UserError in the report's `problems`.
     """
@@ -41,6 +44,9 @@ def check(config, splits=None) -> Report:
         report.problems += [*getattr(source, 'problems', ()), *getattr(source, 'differences', ())]
         if note := getattr(source, 'note', ''):
             report.notes.append(f'{split}: {note}')
+        if hasattr(source, 'keypoints'):
+            _check_persons(report, source, split, boxes if split in evaluated else '')
+            continue
         _check_split(report, source, split, config, split in train, split in evaluated)
     _check_unlabelled(report, config)
     return report
@@ -54,6 +60,8 @@ def check_sample(source, n: int = 4) -> None:
     seen = []
     for index in spaced(len(source), n):
         element = source[index]
+        if 'joints' in element:
+            continue
         where = source.files(index).get('label', element['name'])
         if 'label' not in element:
             raise _unlabelled(source.split, element['name'])
@@ -70,9 +78,11 @@ def report_problems(report: Report, write=print) -> int:
     columns = list(report.splits)
     if columns:
         width = max(12, *(len(name) + 2 for name in report.classes))
-        head = ''.join(f'{split + " %":>12}{"images":>8}' for split in columns)
-        write(f'{"class":<{width}}{head}')
-        for index, name in enumerate([*report.classes, '(ignored)']):
+        head = ''.join(f'{split + " %":>12}{report.counted:>8}' for split in columns)
+        persons = report.counted == 'persons'
+        write(f'{"joint" if persons else "class":<{width}}{head}')
+        last = '(unlabelled)' if persons else '(ignored)'
+        for index, name in enumerate([*report.classes, last]):
             cells = (_cells(report.splits[split], index) for split in columns)
             write(f'{name:<{width}}' + ''.join(cells))
     number = len(report.problems)
@@ -109,6 +119,39 @@ def _check_split(report, source, split, config, trained, evaluated):
                 'enlarge it or set data.eval_fit=resize.',
             )
         )
+
+
+def _check_persons(report, source, split, boxes):
+    """Every image once; of the joints how many are labelled, as of classes the pixels."""
+    images = set()
+    for index in range(len(source)):
+        image = source.files(index).get('image')
+        if image in images:
+            continue
+        try:
+            element = source[index]
+            images.add(image or int(element['image_id']))
+        except UserError as problem:
+            images.add(image)
+            if problem.where not in {known.where for known in report.problems}:  # listed as missing
+                report.problems.append(problem)
+    report.images += len(images)
+    labelled = source.labelled_joints()
+    report.counted = 'persons'
+    report.splits[split] = {
+        'pixels': labelled.sum(0),
+        'presence': labelled.sum(0),
+        'ignored': int((~labelled).sum()),
+        'images': int((~labelled).any(1).sum()),
+    }
+    if boxes:
+        try:
+            detected, problems = list_boxes(source, boxes)
+        except UserError as problem:
+            report.problems.append(problem)
+            return
+        report.problems += problems
+        report.notes.append(f'{split}: {detected.note}')
 
 
 def _check_unlabelled(report, config):

@@ -7,14 +7,14 @@ from PIL import Image
 
 from dsrl_jax import config as configs
 from dsrl_jax import data
-from dsrl_jax.data import check, cityscapes, make_cityscapes, pack, show, tfds
+from dsrl_jax.data import check, cityscapes, make_cityscapes, pack, person_show, show, tfds
 from dsrl_jax.errors import UserError
 
 
 def flags(parser) -> None:
     """Flags of `dsrl data`."""
     parser.add_argument('action', choices=tuple(ACTIONS))
-    parser.add_argument('--dataset', help='camvid, cityscapes, folder or synthetic')
+    parser.add_argument('--dataset', help='camvid, cityscapes, coco, folder or synthetic')
     parser.add_argument('--root', default='', help='folder of the data set')
     parser.add_argument('--config', help='take everything from this configuration instead')
     parser.add_argument('--split', help='one split, or several joined by +; default: all')
@@ -45,13 +45,14 @@ def main(args) -> int:
 
 
 def _check(args) -> int:
-    config = _data_config(args)
+    whole = _config(args)
+    config = whole.data
     splits = _splits(args, config)
     if args.split:
         config.unlabelled = ''  # these splits and nothing else
     else:  # a split that every copy has is named too where it is not there
         splits = list(dict.fromkeys([*splits, *data.EXPECTED_SPLITS.get(config.name, ())]))
-    problems = check.report_problems(check.check(config, splits))
+    problems = check.report_problems(check.check(config, splits, whole.pose.boxes))
     return 2 if problems else 0
 
 
@@ -73,18 +74,22 @@ def _tfds(args) -> int:
 
 
 def _show(args) -> int:
-    config, output = _data_config(args), pathlib.Path(args.output)
+    whole, output = _config(args), pathlib.Path(args.output)
+    config = whole.data
     rows = IMAGES if args.images is None else args.images
     if args.split:
         config.train_split = args.split
-    sheet = show.contact_sheet(config, output / 'contact_sheet.png', rows=rows)
-    source = data.build(config, config.train_split)
+    source, path = data.build(config, config.train_split), output / 'contact_sheet.png'
+    if hasattr(source, 'keypoints'):
+        sheet = person_show.contact_sheet(whole, source, path, rows=rows)
+    else:
+        sheet = show.contact_sheet(config, path, rows=rows)
     for index in range(min(rows, len(source))):
         element = source[index]
         path = output / 'images' / f'{index:03d}.png'
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(element['image']).save(path)
-    print(f'{sheet}: {rows} augmented views; images/ holds the first ones as they are')
+    print(f'{sheet}: {rows} rows of augmented views; images/ holds the first ones as they are')
     return 0
 
 
@@ -117,7 +122,11 @@ ACTIONS = {
 def _sources(args, config) -> dict:
     """{split: source} of what is to be copied."""
     config.cache = False  # each element is read once
-    return {split: data.build(config, split) for split in _splits(args, config)}
+    sources = {split: data.build(config, split) for split in _splits(args, config)}
+    if any(hasattr(source, 'keypoints') for source in sources.values()):
+        expected = 'images with label maps'
+        raise UserError(config.name, 'persons with joints', expected, 'read it as it is.')
+    return sources
 
 
 def _splits(args, config) -> list[str]:
@@ -136,14 +145,18 @@ def _splits(args, config) -> list[str]:
 
 
 def _data_config(args):
+    return _config(args).data
+
+
+def _config(args):
     if bool(args.config) == bool(args.dataset):
         raise UserError(
             'command line', 'both or neither', '--dataset or --config', 'give one of them.'
         )
     if args.config:
-        config = configs.load(args.config, args.overrides).data
+        config = configs.load(args.config, args.overrides)
     else:
-        config = configs.load(args.dataset, args.overrides).data
+        config = configs.load(args.dataset, args.overrides)
     if args.root:
-        config.root = args.root
+        config.data.root = args.root
     return config

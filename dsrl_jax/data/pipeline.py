@@ -31,7 +31,6 @@ def train_batches(
     with b = batch_size / process_count. Every epoch is shuffled anew; it need not divide by the
     batch. Reads size, scale_range, flip, color, fill and workers of the data config.
     """
-    rows = _rows(batch_size, process_count, 'batch_size')
     check_views(config)
     view = functools.partial(
         geometry.random_view,
@@ -41,12 +40,16 @@ def train_batches(
         color=config.color,
         fill=tuple(config.fill),
     )
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
-    # Views are drawn before the hosts take their rows: the randomness belongs to the position in
-    # the whole sequence, whatever the number of hosts.
-    dataset = dataset.random_map(functools.partial(_train_view, view=view))
-    dataset = dataset[process_index::process_count].batch(rows, drop_remainder=True)[start:]
-    return _iterate(dataset, config.workers)
+    return draw_batches(
+        source,
+        functools.partial(_train_view, view=view),
+        seed=seed,
+        start=start,
+        batch_size=batch_size,
+        workers=config.workers,
+        process_index=process_index,
+        process_count=process_count,
+    )
 
 
 def eval_batches(
@@ -62,7 +65,6 @@ def eval_batches(
     eval_fit, fill and workers of the data config; raises UserError before the first batch where an
     image does not fit.
     """
-    rows = _rows(batch_size, process_count, 'eval_batch_size')
     size = tuple(config.eval_size or config.size)
     sizes = np.array([image_size(source, i) for i in range(len(source))])
     if config.eval_fit == 'pad':
@@ -77,11 +79,40 @@ def eval_batches(
         fill=tuple(config.fill),
         largest=tuple(int(n) for n in sizes.max(0)),
     )
-    batches = -(-len(source) // batch_size)
-    dataset = grain.MapDataset.range(batches * batch_size).map(view)
-    return _iterate(
-        dataset[process_index::process_count].batch(rows, drop_remainder=True), config.workers
+    return list_batches(
+        len(source),
+        view,
+        batch_size=batch_size,
+        workers=config.workers,
+        process_index=process_index,
+        process_count=process_count,
     )
+
+
+def draw_batches(
+    source, view, *, seed, start, batch_size, workers, process_index=0, process_count=1
+) -> Iterator[dict]:
+    """Endless batches, from step `start` on, of `view(element, rng)`, a dict of arrays each.
+
+    What every kind of training data goes through: shuffle, view, one host's rows, batch.
+    """
+    rows = _rows(batch_size, process_count, 'batch_size')
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
+    # Views are drawn before the hosts take their rows: the randomness belongs to the position in
+    # the whole sequence, whatever the number of hosts.
+    dataset = dataset.random_map(view)
+    dataset = dataset[process_index::process_count].batch(rows, drop_remainder=True)[start:]
+    return _iterate(dataset, workers)
+
+
+def list_batches(
+    length: int, view, *, batch_size, workers, process_index=0, process_count=1
+) -> Iterator[dict]:
+    """Full batches of `view(index)` for 0, 1, ... `length` - 1 and, in the last, beyond."""
+    rows = _rows(batch_size, process_count, 'eval_batch_size')
+    batches = -(-length // batch_size)
+    dataset = grain.MapDataset.range(batches * batch_size).map(view)
+    return _iterate(dataset[process_index::process_count].batch(rows, drop_remainder=True), workers)
 
 
 def check_views(config) -> None:

@@ -116,6 +116,8 @@ class Joined:
         self.sources, self.split = tuple(sources), split
         self.classes, self.colors = self.sources[0].classes, self.sources[0].colors
         self.num_classes, self.ignore = self.sources[0].num_classes, self.sources[0].ignore
+        if hasattr(self.sources[0], 'keypoints'):
+            self.keypoints = self.sources[0].keypoints
         self._ends = np.cumsum([len(source) for source in self.sources])
 
     def __len__(self) -> int:
@@ -134,6 +136,16 @@ class Joined:
 
     def element_name(self, index: int) -> str:
         return element_name(*self._locate(index))
+
+    def ground_truth(self) -> dict:
+        """Of sources of persons: the annotations of all; UserError where image ids meet."""
+        parts = [source.ground_truth() for source in self.sources]
+        lists = {k: [e for p in parts for e in p[k]] for k in ('images', 'annotations')}
+        ids = [image['id'] for image in lists['images']]
+        if len(set(ids)) < len(ids):
+            expected = 'splits without an image in common'
+            raise UserError(self.split, 'image ids in several splits', expected, 'score one split.')
+        return parts[0] | lists
 
     def _locate(self, index: int):
         if not 0 <= index < len(self):
@@ -163,14 +175,15 @@ def element_name(source, index: int) -> str:
     return source[index]['name'] if known is None else known(index)
 
 
-def read_image(path) -> np.ndarray:
+def read_image(path, *, upright: bool = True) -> np.ndarray:
     """An image file as uint8 RGB [H, W, 3].
 
     Grey becomes RGB, alpha is dropped, and the pixels are turned upright as the EXIF orientation
-    says, as viewers and labelling tools do. Sixteen-bit grey and float images raise UserError.
+    says, as viewers and labelling tools do; `upright=False` leaves them as stored. Sixteen-bit grey
+    and float images raise UserError.
     """
     image = _open(path)
-    turn = _TURNS.get(_orientation(image))
+    turn = _TURNS.get(_orientation(image)) if upright else None
     image = _load(image, path)
     if image.mode.startswith('I') or image.mode == 'F':
         raise UserError(

@@ -1,0 +1,239 @@
+"""COCO keypoints as HRNet filters them, or a user's own joints in the same form.
+
+    ROOT/annotations/person_keypoints_train2017.json
+    ROOT/train2017/000000000009.jpg          or ROOT/images/train2017/...
+    ROOT/annotations/keypoints.json          optional: joints of one's own, see `read_keypoints`
+
+The split `train` is train2017 where that is there, else `train` itself. An annotation is a
+person where it is no crowd, has an area and at least one labelled joint. Its box is clipped to
+the centres of the image's pixels, whose last column is width - 1.
+"""
+
+import collections
+import json
+import math
+import os
+import pathlib
+
+import numpy as np
+
+from dsrl_jax.data.person_boxes import box_problem, person_category
+from dsrl_jax.data.persons import ImageFile, Persons, PersonSource
+from dsrl_jax.errors import UserError, nearest, one_of
+from dsrl_jax.keypoints import COCO, Keypoints, check
+
+_LARGEST_ID = 2**31 - 1
+
+
+def build(config, split: str) -> PersonSource:
+    """The split below `config.root`; mistakes in the annotations are in `problems`."""
+    root = pathlib.Path(config.root).expanduser()
+    name, path = _annotations(root, split)
+    keypoints = read_keypoints(root / 'annotations' / 'keypoints.json')
+    content = _read(path)
+    _check_names(path, content, keypoints)
+    folder = _folder(root, name)
+    images, problems = _images(path, content, folder)
+    rows, wrong, left_out = _rows(path, content, images, keypoints)
+    missing = _missing(images, folder)
+    needed = {row[0] for row in rows}
+    problems += wrong + [error for place, error in missing.items() if place in needed]
+    differences = [error for place, error in missing.items() if place not in needed]
+    columns = list(zip(*rows)) if rows else [[]] * 4
+    marks = np.array(columns[3], np.float32).reshape(-1, len(keypoints.names), 3)
+    persons = Persons(
+        np.array(columns[0], int),
+        np.array(columns[1], int),
+        np.array(columns[2], np.float32).reshape(-1, 4),
+        np.ones(len(rows), np.float32),
+        np.ascontiguousarray(marks[..., :2]),
+        (marks[..., 2] > 0).astype(np.float32),
+    )
+    note = f'{len(rows)} persons on {len(needed)} of {len(images)} images, annotated boxes'
+    others = ', '.join(f'{count} {why}' for why, count in sorted(left_out.items()))
+    note += f' (left out: {others})' if others else ''
+    return PersonSource(
+        tuple(images), persons, split, path, keypoints, tuple(problems), tuple(differences), note
+    )
+
+
+def read_keypoints(path: pathlib.Path) -> Keypoints:
+    """The joints of a JSON file, checked, or COCO's where there is no such file.
+
+    {"names": ["head", ...], "flip_pairs": [[1, 2], ...], "sigmas": [0.03, ...], "skeleton":
+    [[0, 1], ...], "upper": [0, 1, ...]}: pairs, skeleton and upper are indices into names.
+    """
+    if not path.is_file():
+        return COCO
+    content = _json(path, 'an object with ' + ', '.join(Keypoints._fields))
+    for field in Keypoints._fields:
+        if not isinstance(content, dict) or not isinstance(content.get(field), list):
+            found = repr(content.get(field)) if isinstance(content, dict) else 'no object'
+            raise UserError(path, found, f'a list named {field}', 'add it.')
+    for field in content:
+        if field not in Keypoints._fields:
+            known = Keypoints._fields
+            raise UserError(path, repr(field), one_of(known), nearest(field, known))
+    keypoints = Keypoints(**{field: _tuples(content[field]) for field in Keypoints._fields})
+    check(keypoints, path)
+    return keypoints
+
+
+def _annotations(root, split):
+    """(name of the split on disk, its annotation file)."""
+    folder = root / 'annotations'
+    for name in (f'{split}2017', split):
+        if (path := folder / f'person_keypoints_{name}.json').is_file():
+            return name, path
+    there = sorted(
+        p.stem.removeprefix('person_keypoints_') for p in folder.glob('person_keyp*.json')
+    )
+    raise UserError(
+        folder / f'person_keypoints_{split}2017.json',
+        'no such file',
+        f'the annotations of a split (there are: {", ".join(there) or "none"})',
+        'put it there, or check data.root.',
+    )
+
+
+def _folder(root, name):
+    places = [root / name, root / 'images' / name]
+    for place in places:
+        if place.is_dir():
+            return place
+    expected = f'the images there, or in {places[1]}'
+    raise UserError(places[0], 'no such folder', expected, 'put them there.')
+
+
+def _read(path):
+    content = _json(path, 'COCO annotations')
+    for key in ('images', 'annotations'):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise UserError(path, f'no list of {key}', 'COCO annotations', 'restore the file.')
+    return content
+
+
+def _json(path, expected):
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(path, str(error), expected, 'restore the file.') from None
+
+
+def _check_names(path, content, keypoints):
+    """The file's own list of joints, where it has one, is that of the metadata."""
+    for category in content.get('categories', ()):
+        names = category.get('keypoints') if isinstance(category, dict) else None
+        if names is not None and list(names) != list(keypoints.names):
+            found = f'{len(names)} joints: {", ".join(map(str, names[:3]))}, ...'
+            expected = f'{len(keypoints.names)}: {", ".join(keypoints.names[:3])}, ...'
+            remedy = f'describe its joints in {path.parent / "keypoints.json"}.'
+            raise UserError(path, found, expected, remedy)
+
+
+def _images(path, content, folder):
+    images, problems = {}, []
+    for number, entry in enumerate(content['images']):
+        try:
+            image = ImageFile(
+                entry['id'], folder / entry['file_name'], entry['height'], entry['width']
+            )
+        except (KeyError, TypeError):
+            expected = 'an object with id, file_name, height, width'
+            where = f'{path}: image {number}'
+            problems.append(UserError(where, _short(entry), expected, 'restore the file.'))
+            continue
+        if not isinstance(image.id, int) or not 0 <= image.id <= _LARGEST_ID or image.id in images:
+            found = f'the id {image.id!r}' + ' again' * (image.id in images)
+            expected = f'whole numbers up to {_LARGEST_ID}, each once'
+            problems.append(UserError(f'{path}: image {number}', found, expected, 'renumber it.'))
+            continue
+        images[image.id] = image
+    return list(images.values()), problems
+
+
+def _rows(path, content, images, keypoints):
+    """([(image, annotation id, box, [[x, y, v], ...])], problems, why others were left out)."""
+    category = person_category(content)
+    places = {image.id: place for place, image in enumerate(images)}
+    rows, problems, left_out = [], [], collections.Counter()
+    for number, entry in enumerate(content['annotations']):
+        number = entry.get('id', number) if isinstance(entry, dict) else number
+        where = f'{path}: annotation {number}'
+        if not isinstance(entry, dict) or entry.get('image_id') not in places:
+            found = (
+                f'image id {entry.get("image_id")!r}' if isinstance(entry, dict) else repr(entry)
+            )
+            expected = 'an annotation of an image that the file lists'
+            problems.append(UserError(where, found, expected, 'correct or remove it.'))
+            continue
+        if entry.get('category_id') != category:
+            left_out['of other categories'] += 1
+            continue
+        if entry.get('iscrowd'):
+            left_out['crowds'] += 1
+            continue
+        marks = entry.get('keypoints')
+        if problem := _marks_problem(where, marks, len(keypoints.names)):
+            problems.append(problem)
+            continue
+        if not any(marks[2::3]):
+            left_out['without a labelled joint'] += 1
+            continue
+        image = images[places[entry['image_id']]]
+        if problem := box_problem(where, entry.get('bbox'), image[2:]):
+            problems.append(problem)
+            continue
+        box = _clipped(entry['bbox'], image)
+        if entry.get('area', 1) <= 0 or not any(box[2:]):
+            left_out['without area'] += 1
+            continue
+        rows.append((places[image.id], number, box, np.reshape(marks, (-1, 3))))
+    return rows, problems, left_out
+
+
+def _marks_problem(where, marks, count):
+    """What is wrong with the list x, y, v, x, y, v, ... of an annotation."""
+    if not isinstance(marks, list) or len(marks) != 3 * count:
+        found = f'{len(marks)} keypoint values' if isinstance(marks, list) else 'no keypoints'
+        expected = f'{3 * count}: x, y, v of {count} joints'
+        return UserError(where, found, expected, 'correct the array.')
+    for value in marks:
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return UserError(where, f'the value {value!r}', 'numbers', 'correct the array.')
+    wrong = [value for value in marks[2::3] if value not in (0, 1, 2)]
+    if wrong:
+        expected = '0 (not labelled), 1 (hidden) or 2 (visible)'
+        return UserError(where, f'the visibility {wrong[0]!r}', expected, 'correct the array.')
+    return None
+
+
+def _clipped(box, image):
+    """The box between the pixel centres it covers: one pixel less each way, inside the image."""
+    x, y, width, height = box
+    left, top = max(0, x), max(0, y)
+    right = min(image.width - 1, left + max(0, width - 1))
+    bottom = min(image.height - 1, top + max(0, height - 1))
+    return left, top, max(0, right - left), max(0, bottom - top)
+
+
+def _missing(images, folder):
+    """{place among the images: problem} of those that are not on disk."""
+    there = {entry.name for entry in os.scandir(folder)}
+    remedy = 'restore the image, or take it out of the annotations.'
+    return {
+        place: UserError(image.path, 'no such file', 'an image that is annotated', remedy)
+        for place, image in enumerate(images)
+        # One listing for the flat folder of the public set; a file deeper down is looked for.
+        if not (image.path.parent == folder and image.path.name in there)
+        and not image.path.is_file()
+    }
+
+
+def _tuples(value):
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _short(value):
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + '...'
