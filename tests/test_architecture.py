@@ -30,6 +30,9 @@ MAY_IMPORT = {
     'losses': ('ops', 'errors'),
     'metrics': ('ops', 'errors'),
     'boundary': ('errors',),
+    'keypoints': ('errors',),
+    'oks': (),
+    'pose_scores': ('keypoints', 'oks', 'errors'),
     'statistics': ('metrics', 'errors'),
     'cityscapes_scores': ('data', 'errors'),
     'submission': ('cityscapes_scores', 'data', 'report', 'errors'),
@@ -83,9 +86,10 @@ OWNERS = {
     'safetensors': ('pretrained',),
     'tensorboardX': ('logger',),
     'matplotlib': ('report',),
+    'pycocotools': ('pose_scores',),
     'argparse': ('cli', *(verb.removeprefix('dsrl_jax.') for verb in VERBS)),
 }
-LAZY = ('torch', 'safetensors', 'matplotlib', 'tensorflow', 'tensorflow_datasets')
+LAZY = ('torch', 'safetensors', 'matplotlib', 'tensorflow', 'tensorflow_datasets', 'pycocotools')
 ON_DEVICES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax', 'clu')
 PICKLES = ('pickle', 'cloudpickle', 'dill', 'joblib', 'shelve', 'marshal')
 
