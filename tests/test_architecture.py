@@ -31,6 +31,8 @@ MAY_IMPORT = {
     'metrics': ('ops', 'errors'),
     'boundary': ('errors',),
     'keypoints': ('errors',),
+    'oks': (),
+    'pose_scores': ('keypoints', 'oks', 'errors'),
     'statistics': ('metrics', 'errors'),
     'cityscapes_scores': ('data', 'errors'),
     'submission': ('cityscapes_scores', 'data', 'report', 'errors'),
@@ -84,9 +86,10 @@ OWNERS = {
     'safetensors': ('pretrained',),
     'tensorboardX': ('logger',),
     'matplotlib': ('report',),
+    'pycocotools': ('pose_scores',),
     'argparse': ('cli', *(verb.removeprefix('dsrl_jax.') for verb in VERBS)),
 }
-LAZY = ('torch', 'safetensors', 'matplotlib', 'tensorflow', 'tensorflow_datasets')
+LAZY = ('torch', 'safetensors', 'matplotlib', 'tensorflow', 'tensorflow_datasets', 'pycocotools')
 ON_DEVICES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax', 'clu')
 PICKLES = ('pickle', 'cloudpickle', 'dill', 'joblib', 'shelve', 'marshal')
 
