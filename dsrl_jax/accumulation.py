@@ -12,7 +12,7 @@ def in_parts(gradient: Callable, parts: int) -> Callable:
     """`gradient(state, batch, teacher) -> (grads, terms, batch_stats)` of a batch, by parts of it.
 
     Part m is rows m, m + parts, ... [B/parts, ...]: each device takes them from its own rows.
-    `gradient` finds beside them `part`, the number m, and `whole`, label and mask of all rows,
+    `gradient` finds beside them `part`, the number m, and `whole`, mask and label of all rows,
     which say what each mean over a part weighs (losses.part_shares); so the result is that of the
     large batch up to rounding. What it is not: batch norm normalises each part by itself and keeps
     its running statistics of the parts in turn, as every accumulation does (model.freeze_bn does
@@ -20,7 +20,7 @@ def in_parts(gradient: Callable, parts: int) -> Callable:
     """
 
     def accumulated(state, batch: dict, teacher: dict | None = None):
-        whole = {name: batch[name] for name in ('label', 'mask')}
+        whole = {name: batch[name] for name in ('label', 'mask') if name in batch}
         split = {name: _split(x, parts) for name, x in batch.items()}
 
         def add(carry, part):

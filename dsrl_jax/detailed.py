@@ -1,7 +1,8 @@
 """Counts of every image of a split, and the scores of any of its images from them.
 
-One pass over the predictions (`evaluate.predictions`) gives what the pooled mean IoU, thin classes,
-borders (`boundary`) and intervals over stretches of film (`statistics.block_bootstrap`) need.
+One pass over the predictions (`segmentation.predictions`) gives what the pooled mean IoU, thin
+classes, borders (`boundary`) and intervals over stretches of film (`statistics.block_bootstrap`)
+need.
 """
 
 from collections.abc import Iterable, Sequence

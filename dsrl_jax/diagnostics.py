@@ -26,7 +26,8 @@ def make_measure(model, loss: Callable, config, guide: Callable | None = None) -
     affinity_seg_mean, _std   cosines of pairs of cells of the transformed features (`statistics`)
     affinity_sr_mean, _std    the same of the SISR branch; affinity_teacher_* of the teacher
     cosine_fa_ce              between the gradients of the affinity terms and of the cross entropy
-                              in the parameters of `network`; 0 where one of them vanishes
+                              (the loss of heatmaps) in the parameters of `network`; 0 where one of
+                              them vanishes
     """
     prepare = make_forward(model, loss, config, guide)
 
@@ -35,7 +36,8 @@ def make_measure(model, loss: Callable, config, guide: Callable | None = None) -
 
         def terms_of(network):
             terms, outputs, _ = forward({**state.params, 'network': network})
-            return (sum(terms[name] for name in _GUIDES if name in terms), terms['ce']), outputs
+            main = next(terms[name] for name in ('ce', 'heatmap') if name in terms)
+            return (sum(terms[name] for name in _GUIDES if name in terms), main), outputs
 
         (fa, ce), pull, outputs = jax.vjp(terms_of, state.params['network'], has_aux=True)
         one, none = jnp.ones_like(fa), jnp.zeros_like(ce)

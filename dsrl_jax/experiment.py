@@ -9,11 +9,12 @@ import subprocess
 
 import numpy as np
 
-from dsrl_jax import __version__, data, detailed, evaluate, inference, roofline, train
+from dsrl_jax import __version__, data, detailed, inference, roofline, train
 from dsrl_jax import config as configs
 from dsrl_jax.data import camvid
 from dsrl_jax.errors import UserError
 from dsrl_jax.logger import read_metrics
+from dsrl_jax.tasks import segmentation
 
 RESULT = 'result.json'
 
@@ -103,7 +104,7 @@ def _training(folder):
 
 def _score(model, variables, config, split, folder):
     source = data.build(config.data, split)
-    predictions = evaluate.predictions(model.network, variables, config, source)
+    predictions = segmentation.predictions(model.network, variables, config, source)
     arrays = detailed.count(predictions, source)
     path = folder / f'counts_{split}.npz'
     np.savez_compressed(path, **arrays)

@@ -16,6 +16,7 @@ from dsrl_jax.data import geometry, sources
 from dsrl_jax.errors import UserError
 from dsrl_jax.metrics import bicubic
 from dsrl_jax.models.dsrl import inference_variables
+from dsrl_jax.models.heads import logits
 from dsrl_jax.ops import resize
 from dsrl_jax.ops.scores import arg_max
 from dsrl_jax.report.overlay import colorize, overlay
@@ -61,7 +62,8 @@ class Model:
         self.folded = folded
         self.network = build_network(config, len(self.classes), folded=folded)
         self.variables = variables
-        self.label_map = jax.jit(label_function(self.network, config, len(self.classes)))
+        decide = RESULTS[self.network.task]
+        self.label_map = jax.jit(decide(self.network, config, len(self.classes)))
 
     def predict(self, image, *, resize: bool = True) -> Result:
         """Classes of an image: uint8 [H,W,3], or the path of a picture, of any size.
@@ -163,6 +165,21 @@ def label_function(network, config, classes: int):
         return jnp.where(found < classes, found, 255) if competing > classes else found
 
     return labels
+
+
+def heatmap_function(network, config, joints: int):
+    """`heatmaps(variables, target)`: uint8 large view [B,sH,sW,3] -> float32 [B,h,w,J]."""
+
+    def maps(variables, target):
+        image = resize.small_input(target, config.scale, config.data)
+        outputs = network.apply(variables, image, train=False)
+        return logits(outputs, network.result_size(image.shape[1:3]))
+
+    return maps
+
+
+# What a model decides, by the task of its network.
+RESULTS = {'segmentation': label_function, 'pose': heatmap_function}
 
 
 def _region_to_image(found: np.ndarray, region, size: tuple[int, int]) -> np.ndarray:

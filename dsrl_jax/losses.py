@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsrl_jax.errors import UserError
-from dsrl_jax.ops import resize
+from dsrl_jax.ops import heatmaps, resize
 from dsrl_jax.ops.affinity import affinity_loss
 from dsrl_jax.ops.convolution import platform
 from dsrl_jax.ops.hard_pixels import hard_pixels
@@ -37,13 +37,21 @@ INVERSE_LOG = {'inverse_log': 1.10, 'inverse_log_enet': 1.02}  # of ESPNet, and 
 COUNTED = ('median_frequency', *INVERSE_LOG)  # class weights that need the training split counted
 
 
-def make_loss(config, class_weights: np.ndarray | None = None, aux_weight: float = 1.0) -> Callable:
+def make_loss(
+    config,
+    class_weights: np.ndarray | None = None,
+    aux_weight: float = 1.0,
+    main: tuple[str, Callable] | None = None,
+) -> Callable:
     """`loss(outputs, batch, *, step, key) -> {'ce', 'mse', 'fa', ..., 'total'}`, float32 scalars.
 
     `batch` holds `view` [B,sH,sW,3] (the large view in resize.SR_COLOR), `label` [B,sH,sW] and
     `mask` [B,sH,sW]; the terms are means over real pixels, so none depends on batch size or
     devices.  Terms whose branch is absent from `outputs` are absent from the result.  `aux_weight`
     is that of the network's auxiliary classifiers where the configuration names none.
+
+    `main` is the term of the task: its name, and its function of maps (`scores`, `resize`) and the
+    batch. It is the cross entropy of `label`, or `heatmap_term` in its place.
 
     `fa` is the affinity to the SISR branch, `fa_teacher` that to the features of the frozen
     `batch['teacher']`; `fa.guide` says which there are, and fa.weight times their mean is added.
@@ -53,22 +61,20 @@ def make_loss(config, class_weights: np.ndarray | None = None, aux_weight: float
     """
     if config.ce.aux is not None:
         aux_weight = config.ce.aux
+    term, supervise = main or ('ce', _cross_entropy_term(config, class_weights))
 
     def loss(outputs: dict, batch: dict, *, step: jax.Array, key: jax.Array) -> dict:
         share = part_shares(batch, config, class_weights, key)
 
         def scaled(name, value):
-            return value * share[name] if share else value
+            return value * share[name] if name in share else value
 
-        ce = cross_entropy(outputs, batch['label'], config, class_weights)
-        terms = {'ce': scaled('ce', ce)}
-        total = terms['ce']
+        terms = {term: scaled(term, supervise(outputs, batch))}
+        total = terms[term]
         if outputs.get('aux'):
             own = {'resize': outputs.get('aux_resize', outputs['resize'])}
             maps = [{'scores': scores, **own} for scores in outputs['aux'].values()]
-            label = batch['label']
-            aux = sum(cross_entropy(aux, label, config, class_weights) for aux in maps)
-            terms['aux'] = scaled('ce', aux)
+            terms['aux'] = scaled(term, sum(supervise(aux, batch) for aux in maps))
             total += aux_weight * terms['aux']
         if 'sr' in outputs:
             error = mse(outputs['sr'], batch['view'], batch['mask'], config.mse.reduction)
@@ -88,6 +94,46 @@ def make_loss(config, class_weights: np.ndarray | None = None, aux_weight: float
     return loss
 
 
+def heatmap_term(config, result_size: Callable) -> tuple[str, Callable]:
+    """The term of a pose network, for `make_loss`: its heatmaps against those of the joints.
+
+    `result_size((H, W))` are the heatmaps' height and width for an input of that size. The batch
+    holds `joints` [B,J,2] in pixels of the input and `visible` [B,J]; the target is drawn here, on
+    the device, as section `pose` says.
+    """
+    pose = config.pose
+
+    def supervise(outputs: dict, batch: dict) -> jax.Array:
+        height, width = (n // config.scale for n in batch['mask'].shape[1:])
+        size = result_size((height, width))
+        scores = heatmap_scores(outputs, size)
+        target, weight = heatmaps.encode(
+            batch['joints'], batch['visible'], size, height // size[0], pose.sigma, pose.encode
+        )
+        return heatmap_mse(scores, target, weight)
+
+    return 'heatmap', supervise
+
+
+def heatmap_scores(outputs: dict, size: tuple[int, int]) -> jax.Array:
+    """The heatmaps of a network: `scores` [B,h',w',J], enlarged where a head left that to the loss,
+    as float32 [B,h,w,J] of `size` (h, w)."""
+    scores = outputs['scores'].astype(jnp.float32)
+    if scores.shape[1:3] == tuple(size):
+        return scores
+    return resize.bilinear(scores, size, convention=outputs['resize'])
+
+
+def heatmap_mse(scores: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:
+    """HRNet's loss of heatmaps: scores and target [B,h,w,J], weight [B,J] of the joints; [].
+
+    The mean over joints of 0.5 x the mean over images and pixels of (weight x difference)^2. Joints
+    of weight 0 count in the means, as in the original, so that no image weighs more than another.
+    """
+    error = (scores.astype(jnp.float32) - target) * weight[:, None, None]
+    return 0.5 * jnp.mean(jnp.square(error))
+
+
 def cross_entropy(outputs: dict, label: jax.Array, config, class_weights=None) -> jax.Array:
     """Mean cross entropy of label [B,sH,sW] (255 ignored) under the network's scores (eq. 4).
 
@@ -102,6 +148,10 @@ def cross_entropy(outputs: dict, label: jax.Array, config, class_weights=None) -
         kept = {'probability': config.ce.ohem, 'one_of': config.ce.ohem_keep}
         weight *= hard_pixels(ce, weight > 0, **kept)
     return jnp.sum(weight * ce) / jnp.maximum(jnp.sum(weight), 1e-6)
+
+
+def _cross_entropy_term(config, class_weights):
+    return lambda outputs, batch: cross_entropy(outputs, batch['label'], config, class_weights)
 
 
 def _supervised(label, config):
@@ -193,7 +243,8 @@ def part_shares(batch: dict, config, class_weights, key: jax.Array) -> dict:
     The labelled pixels, real pixels and pairs of the part, over those of an average part: float32
     scalars, 1 on average. `batch['part']` m of n parts are rows m, m + n, ... of the label and mask
     in `batch['whole']`; {} where the batch is no part. With OHEM the labelled pixels count, not the
-    kept ones, which only the network knows.
+    kept ones, which only the network knows. No 'ce' without a label: people of a pose batch weigh
+    alike.
     """
     if 'whole' not in batch:
         return {}
@@ -211,11 +262,12 @@ def part_shares(batch: dict, config, class_weights, key: jax.Array) -> dict:
     ones = jnp.broadcast_to(inside, (*real.shape, 1)).astype(jnp.float32)
     maps = ones, jnp.zeros_like(ones), real
     pairs = _on_grid(*maps, config, key, frozen=True, q=2, eps=1e-12)
-    return {
-        'ce': share(lambda x: _pixel_weights(_supervised(x['label'], config), class_weights)),
-        'mse': share(lambda x: x['mask'].astype(jnp.float32)),
-        'fa': parts * pairs,
-    }
+    shares = {'mse': share(lambda x: x['mask'].astype(jnp.float32)), 'fa': parts * pairs}
+    if 'label' in batch:
+        shares['ce'] = share(
+            lambda x: _pixel_weights(_supervised(x['label'], config), class_weights)
+        )
+    return shares
 
 
 def _reorder(x: jax.Array, order: jax.Array) -> jax.Array:

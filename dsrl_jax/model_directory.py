@@ -52,7 +52,7 @@ def write(output, model: inference.Model, *, formats=FORMATS, report: dict, **ab
         report = {**report, 'stablehlo_agreement': float((ours == theirs).mean())}
     plain = inference.build_network(config, len(model.classes), conv_impl='lax')
     spent = costs.measure(plain, inference.input_size(config, configs.eval_size(config)))
-    (output / 'card.md').write_text(card(saved, spent, report))
+    (output / 'card.md').write_text(card(saved, spent, report, gives(model)))
     return report
 
 
@@ -67,7 +67,16 @@ def stablehlo(model: inference.Model) -> bytes:
     return jax_export.export(model.label_map, platforms=PLATFORMS)(shapes, target).serialize()
 
 
-def card(saved: dict, spent: dict, report: dict) -> str:
+def gives(model: inference.Model) -> str:
+    """What the exported function gives, in words."""
+    target = jax.ShapeDtypeStruct((1, *configs.eval_size(model.config), 3), jnp.uint8)
+    height, width = jax.eval_shape(model.label_map, model.variables, target).shape[1:3]
+    if model.network.task == 'pose':
+        return f'heatmaps [b, {height}, {width}, {len(model.classes)}]'
+    return f'class index [b, {height}, {width}]'
+
+
+def card(saved: dict, spent: dict, report: dict, gives: str) -> str:
     """The model card: what the model is, takes and gives, and its true costs."""
     config = saved['config']
     height, width = config['data']['eval_size'] or config['data']['size']
@@ -87,7 +96,7 @@ def card(saved: dict, spent: dict, report: dict) -> str:
             f'{config["data"]["order"].upper()} in 0..1, mean {config["data"]["mean"]}, '
             f'std {config["data"]["std"]}',
         ),
-        ('gives', f'class index [b, {height}, {width}]'),
+        ('gives', gives),
         ('classes', ', '.join(saved['classes'])),
         ('parameters', f'{params["inference"]:,} (head {params.get("sssr", 0):,})'),
         (

@@ -23,8 +23,9 @@ def make_train_step(
 ) -> Callable:
     """`step(state, batch, teacher=None) -> (state, scalars)`, to be jitted with the state donated.
 
-    The batch is the loader's: target [B,sH,sW,3] uint8, label and mask [B,sH,sW]; its gradient is
-    taken in config.accumulate parts. `guide` and `teacher` are those of `make_forward`.
+    The batch is the loader's: target [B,sH,sW,3] uint8, mask [B,sH,sW] and what the loss reads
+    besides, as label [B,sH,sW]; its gradient is taken in config.accumulate parts. `guide` and
+    `teacher` are those of `make_forward`.
     """
     prepare = make_forward(model, loss, config, guide)
 
@@ -127,19 +128,31 @@ def make_eval_step(model: nn.Module, config, num_classes: int, *, sr: bool) -> C
         )
         result = count(prediction, batch, num_classes, competing)
         if sr:
-            large = resize.normalise(batch['target'], resize.Color((0, 0, 0), (1, 1, 1)))
-            small = resize.shrink(large, config.scale)
-            for name, value in (
-                ('', resize.denormalise(outputs['sr'], resize.SR_COLOR)),
-                ('bicubic_', jnp.clip(metrics.bicubic(small, config.scale), 0, 1)),
-            ):
-                result[f'{name}quality'] = metrics.ImageQuality.from_model_output(
-                    image=value, target=large, mask=batch['mask'], valid=batch['valid']
-                )
-                result[f'{name}sr'] = value
+            sums, images = image_quality(outputs, batch, config)
+            result |= {**sums, **images}
         return result
 
     return eval_step
+
+
+def image_quality(outputs: dict, batch: dict, config) -> tuple[dict, dict]:
+    """Sums of PSNR and SSIM of the SR image and of bicubic enlargement, and the images themselves.
+
+    {'quality', 'bicubic_quality'}, {'sr', 'bicubic_sr'}: metrics.ImageQuality, [B,sH,sW,3] in 0..1.
+    """
+    large = resize.normalise(batch['target'], resize.Color((0, 0, 0), (1, 1, 1)))
+    small = resize.shrink(large, config.scale)
+    images = {
+        'sr': resize.denormalise(outputs['sr'], resize.SR_COLOR),
+        'bicubic_sr': jnp.clip(metrics.bicubic(small, config.scale), 0, 1),
+    }
+    sums = {
+        f'{name.removesuffix("sr")}quality': metrics.ImageQuality.from_model_output(
+            image=value, target=large, mask=batch['mask'], valid=batch['valid']
+        )
+        for name, value in images.items()
+    }
+    return sums, images
 
 
 def count(prediction, batch: dict, num_classes: int, competing: int) -> dict:

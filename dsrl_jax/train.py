@@ -22,17 +22,14 @@ from dsrl_jax import (
     distillation,
     evaluate,
     inference,
-    losses,
     optimizer,
     parallel,
     pretrained,
     resident,
+    tasks,
 )
 from dsrl_jax import config as configs
 from dsrl_jax import state as states
-from dsrl_jax.data import pipeline
-from dsrl_jax.data.check import check_sample
-from dsrl_jax.data.frequencies import class_frequencies
 from dsrl_jax.errors import UserError
 from dsrl_jax.foreign.preprocessing import PREPROCESSING
 from dsrl_jax.logger import Logger
@@ -47,6 +44,7 @@ RESUME_KEYS = (
     *('steps', 'epochs', 'data.name', 'data.train_split', 'data.batch_size', 'data.size'),
     *('accumulate', 'data.labelled', 'data.unlabelled'),
     *('data.scale_range', 'data.flip', 'data.color', 'data.mean', 'data.std', 'data.order'),
+    *('pose.encode', 'pose.sigma', 'pose.half_body', 'pose.scale_factor', 'pose.rotation'),
     'data.resident',  # resolved: drawn on the device, the views are others
 )
 
@@ -78,31 +76,27 @@ def train(config, workdir) -> dict | None:
     workdir = pathlib.Path(workdir)
     source = data.build(config.data, config.data.train_split)
     scored = data.build(config.data, config.data.eval_split)
-    check_sample(source)
-    check_sample(scored)
-    source = data.keep_labels(source, config.data.labelled)
-    source = data.join_unlabelled(source, data.unlabelled(config.data))
-    pipeline.check_views(config.data)
+    task = tasks.of(source)
+    task.check_source(source)
+    task.check_source(scored)
+    source, scored = task.trained(config, source), task.scored(config, scored)
     steps = configs.total_steps(config, len(source))
     classes = len(source.classes)
     network = inference.build_network(config, classes)
     inference.check_size(network, config)
-    inference.check_outputs(config, classes)
-    if network.result_stride > 1:
-        expected = 'a network of class scores: the loss of heatmaps is not built'
-        found = f'{config.model.net}, for pose'
-        raise UserError('config.model.net', found, expected, 'choose one.')
+    tasks.check_network(network, source, config)
+    task.check(config, source)
     shapes = inference.abstract_variables(network, config)  # what misfits shows here, unwritten
     freezing.check(config.model.freeze_bn, shapes['batch_stats'])
     teacher = distillation.load_teacher(config, source.classes)
     diagnostics.check(config)
-    loss = _make_loss(config, source, network.aux_weight)
+    loss = task.make_loss(config, network, source)
     every = _every(config, steps)
     saved = checkpoint.open(workdir, keep=config.checkpoint.keep, every=every)
     with saved, _Termination() as stopped:
         settings = configs.to_dict(config)
         mesh = parallel.make_mesh()
-        held = resident.hold(source, config.data.resident, mesh)
+        held = task.hold(source, config, mesh)
         settings['data']['resident'] = 'always' if held else 'never'
         guide = guiding = None
         if teacher:
@@ -119,7 +113,7 @@ def train(config, workdir) -> dict | None:
         train_step = make_train_step(network, tx, loss, config, schedule, guide)
         batch = resident.make_batch(held, config, mesh) if held else None
         program = _programs(train_step, batch, mesh)
-        eval_fn = evaluate.jit_eval_step(network, config, classes, sr=_has_sr(config))
+        eval_fn = task.jit_eval_step(network, config, scored, sr=_has_sr(config))
         logger = Logger(
             workdir,
             steps=steps,
@@ -166,9 +160,9 @@ def _dispatches(source, held, config, mesh, start, steps, every):
         for length in resident.lengths(start, steps, config.steps_per_dispatch, *stops):
             yield length, held
         return
-    batches = pipeline.train_batches(
+    batches = tasks.of(source).train_batches(
         source,
-        config.data,
+        config,
         seed=config.seed,
         start=start,
         batch_size=config.data.batch_size,
@@ -198,7 +192,7 @@ def _programs(train_step, batch, mesh):
 def _score(config, network, source, eval_fn, logger, folder, state, *, final=False) -> dict:
     """Evaluate the state; the final scores are also written and printed."""
     with logger.clock('eval'):
-        scores = evaluate.evaluate(
+        scores = tasks.of(source).evaluate(
             network,
             state.eval_variables(),
             config,
@@ -217,7 +211,7 @@ def _score(config, network, source, eval_fn, logger, folder, state, *, final=Fal
         'net': config.model.net,
     }
     if final and jax.process_index() == 0:
-        evaluate.print_scores(scores, source.classes)
+        tasks.of(source).show(scores, source)
         evaluate.write_scores(scores, folder)
     return scores
 
@@ -267,20 +261,6 @@ def _from_encoder(config, variables, weights, sharding):
             fields = ' '.join(f"'--config.data.{n}={value}'" for n, value in color.items())
             print(f'note: such weights saw images prepared as {name}: {fields}')
     return jax.device_put(variables, sharding)
-
-
-def _make_loss(config, source, aux_weight):
-    """The objective, with class weights counted from the training split where asked for."""
-    spec = config.ce.weights
-    if spec == 'none':
-        return losses.make_loss(config, aux_weight=aux_weight)
-    pixels = present = np.ones(len(source.classes))
-    if spec in losses.COUNTED:
-        counts = class_frequencies(source)
-        pixels, present = counts['pixels'], counts['present_pixels']
-    weights = losses.class_weights(spec, pixels, present)
-    print('class weights:', ', '.join(f'{n} {w:.3g}' for n, w in zip(source.classes, weights)))
-    return losses.make_loss(config, weights, aux_weight)
 
 
 def _write_settings(workdir: pathlib.Path, config, source) -> None:

@@ -20,16 +20,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from dsrl_jax import config as configs
-from dsrl_jax import graphs, inference, losses, optimizer
+from dsrl_jax import graphs, inference, optimizer, tasks
 from dsrl_jax import state as states
 from dsrl_jax.errors import UserError
 from dsrl_jax.models.dsrl import inference_variables
 from dsrl_jax.models.folding import fold, norms
-from dsrl_jax.ops.scores import arg_max
 from dsrl_jax.step import make_train_step
 
 _SCHEDULED_STEPS = 10_000  # the learning rate's way down; a benchmark sees its beginning
@@ -99,14 +97,12 @@ def check(work: Workload) -> None:
             f'height and width multiples of {unit} for {work.net}',
             f'use {legal}, for instance.',
         )
-    if work.train and hasattr(network.network, 'result_stride'):
-        raise UserError(
-            '--train',
-            f'{work.net}, which returns heatmaps',
-            'a network of class scores',
-            'leave --train out, or choose another network.',
-        )
     inference.abstract_variables(network, configuration(work))
+
+
+def task_of(work: Workload) -> str:
+    """What its network is for: 'segmentation' or 'pose'."""
+    return _network(work).task
 
 
 def program(work: Workload) -> Program:
@@ -190,7 +186,8 @@ def _training(work):
     config, network = configuration(work), _network(work)
     shapes = inference.abstract_variables(network, config)
     tx, schedule = optimizer.make_optimizer(config.optimizer, shapes['params'], _SCHEDULED_STEPS)
-    loss = losses.make_loss(config, aux_weight=network.aux_weight)
+    task = tasks.of(network)
+    loss = task.make_loss(config, network)
     run = jax.jit(make_train_step(network, tx, loss, config, schedule), donate_argnums=0)
 
     def create(key):
@@ -199,9 +196,11 @@ def _training(work):
     def arguments():
         with jax.default_device(jax.local_devices(backend='cpu')[0]):
             state = jax.jit(create)(_key())  # a GPU compiles it for half a minute
-        return jax.device_put((state, _batch(work)), jax.local_devices()[0])
+        batch = task.random_batch(config, work.num_classes)
+        return jax.device_put((state, batch), jax.local_devices()[0])
 
-    return Program(run, (jax.eval_shape(create, _key()), _batch_shapes(work)), arguments)
+    shapes = jax.eval_shape(create, _key()), task.batch_shapes(config, work.num_classes)
+    return Program(run, shapes, arguments)
 
 
 def _prediction(work):
@@ -214,9 +213,7 @@ def _prediction(work):
 
     def predict(variables, image):
         outputs = network.apply(variables, image, train=False)
-        if hasattr(network.network, 'result_stride'):
-            return outputs['scores']
-        return arg_max(outputs['scores'], work.view, convention=outputs['resize'])
+        return tasks.of(network).result(outputs, work.view)
 
     def arguments():
         return jax.jit(create)(_key()), jax.random.normal(_key(), image.shape)
@@ -230,28 +227,6 @@ def _key():
 
 def _variables(network, work, key):
     return states.init_variables(network, work.size, key)
-
-
-def _batch_shapes(work):
-    """The loader's batch: target, label and mask at the size of the large view."""
-    shape = (work.batch, *work.view)
-    kind = np.uint8 if work.num_classes <= 255 else np.uint16
-    return {
-        'target': jax.ShapeDtypeStruct((*shape, 3), np.uint8),
-        'label': jax.ShapeDtypeStruct(shape, kind),
-        'mask': jax.ShapeDtypeStruct(shape, bool),
-    }
-
-
-def _batch(work):
-    """Such a batch, random, every pixel real."""
-    rng, shapes = np.random.default_rng(0), _batch_shapes(work)
-    below = {'target': 256, 'label': work.num_classes}
-    batch = {
-        name: rng.integers(0, n, shapes[name].shape, shapes[name].dtype)
-        for name, n in below.items()
-    }
-    return {**batch, 'mask': np.ones(shapes['mask'].shape, bool)}
 
 
 @contextmanager

@@ -47,9 +47,14 @@ MAY_IMPORT = {
     'graphs': (),
     'roofline': ('timing',),
     'profiling': ('errors',),
+    'tasks': (
+        *('accumulation', 'cityscapes_scores', 'config', 'data', 'gallery', 'inference'),
+        *('keypoints', 'losses', 'metrics', 'multi_scale', 'ops', 'parallel', 'pose_scores'),
+        *('resident', 'step', 'errors'),
+    ),
     'workload': (
-        *('config', 'graphs', 'inference', 'losses', 'models', 'optimizer', 'ops'),
-        *('state', 'step', 'errors'),
+        *('config', 'graphs', 'inference', 'models', 'optimizer', 'ops'),
+        *('state', 'step', 'tasks', 'errors'),
     ),
     'peer': ('turns', 'workload', 'errors'),
     'rungs': ('config', 'costs', 'inference', 'errors'),

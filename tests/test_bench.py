@@ -136,7 +136,7 @@ def test_deploy_predicts_the_same_classes():
         (['--latency=1,0'], ['--latency', '1,0']),
         (['--peer=caffe'], ['--peer', 'torch']),
         (['--net=espnetv3'], ['espnetv2']),
-        (['--net=hrnet_w32', '--train'], ['--train', 'heatmaps']),
+        (['--net=hrnet_w32', '--train', '--peer=torch'], ['--peer', 'heatmaps']),
         (['--width=2.0', '--net=dabnet'], ['width', 'dabnet']),
         (['--peer', 'torch', '--frozen'], ['--frozen']),
     ],

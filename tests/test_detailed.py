@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from dsrl_jax import boundary, data, detailed, evaluate, inference, metrics, state
+from dsrl_jax import boundary, data, detailed, inference, metrics, state
 from dsrl_jax import config as configs
 from dsrl_jax.data.synthetic import SyntheticSource
+from dsrl_jax.tasks import segmentation
 
 THIN = ('pole', 'sign', 'person', 'rider')
 
@@ -108,9 +109,9 @@ def test_predictions_are_what_evaluation_scores():
     source = data.build(config.data, 'val')
     network = inference.build_network(config, len(source.classes))
     variables = state.init_variables(network, (32, 64), jax.random.key(1))
-    step = evaluate.jit_eval_step(network, config, len(source.classes), sr=False)
-    whole = evaluate.evaluate(network, variables, config, source, sr=False, step_fn=step)
-    found = list(evaluate.predictions(network, variables, config, source, step_fn=step))
+    step = segmentation.jit_eval_step(network, config, source, sr=False)
+    whole = segmentation.evaluate(network, variables, config, source, sr=False, step_fn=step)
+    found = list(segmentation.predictions(network, variables, config, source, step_fn=step))
     assert [index for index, _, _ in found] == list(range(6))
     for index, prediction, label in found:
         assert prediction.shape == label.shape

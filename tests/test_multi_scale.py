@@ -11,12 +11,13 @@ import pytest
 from flax import linen as nn
 from refusals import TINY, refused
 
-from dsrl_jax import cli, evaluate, multi_scale
+from dsrl_jax import cli, multi_scale
 from dsrl_jax import config as configs
 from dsrl_jax.data import geometry
 from dsrl_jax.data.synthetic import SyntheticSource
 from dsrl_jax.errors import UserError
 from dsrl_jax.ops import resize
+from dsrl_jax.tasks import segmentation
 
 SIZE, VIEW, CLASSES = (72, 104), (64, 96), 11
 TRACED = []  # shapes of the inputs that a network was compiled for
@@ -61,7 +62,7 @@ def network_of(config, **options):
 def maps(config, **options):
     network, variables = network_of(config, **options)
     return np.stack(
-        [found for _, found, _ in evaluate.predictions(network, variables, config, source())]
+        [found for _, found, _ in segmentation.predictions(network, variables, config, source())]
     )
 
 
@@ -138,7 +139,7 @@ def test_a_mirrored_image_gives_the_mirrored_map():
 
     network, variables = network_of(config)
     other = Mirrored('val', SIZE, length=5, seed=0)
-    mirrored = [m for _, m, _ in evaluate.predictions(network, variables, config, other)]
+    mirrored = [m for _, m, _ in segmentation.predictions(network, variables, config, other)]
     assert (np.stack(mirrored)[:, :, ::-1] == found).mean() > 0.99
 
 
@@ -155,8 +156,8 @@ def test_one_program_for_all_windows():
     config = config_of(window=(32, 48), scales=(0.75, 1.0, 1.5), flip=True)
     network, variables = network_of(config)
     TRACED.clear()
-    step = evaluate.jit_eval_step(network, config, CLASSES, sr=False)
-    scores = evaluate.evaluate(network, variables, config, source(), sr=False, step_fn=step)
+    step = segmentation.jit_eval_step(network, config, source(), sr=False)
+    scores = segmentation.evaluate(network, variables, config, source(), sr=False, step_fn=step)
     assert TRACED == [(4, 16, 24, 3)] and scores['images'] == 5
     assert scores['protocol'] == (
         'view 64x96 (resize), input 32x48, windows of 32x48, 0.667 of it apart, scales 0.75 1 1.5, '
@@ -235,4 +236,4 @@ def test_what_makes_no_sense_is_refused(toy, capsys, flag, named):
 
 def test_a_window_is_refused_before_anything_is_compiled():
     with pytest.raises(UserError, match='use 32x48'):
-        evaluate.jit_eval_step(Strided(), config_of(window=(30, 40)), CLASSES, sr=False)
+        segmentation.jit_eval_step(Strided(), config_of(window=(30, 40)), source(), sr=False)

@@ -96,6 +96,11 @@ class DSRL(nn.Module):
     grid: int = 0  # the transform reads its map averaged to input/grid; 0: as it is
 
     @property
+    def task(self):
+        """What its scores are for: 'segmentation', or 'pose' (heatmaps, one a joint)."""
+        return getattr(self.network, 'task', 'segmentation')
+
+    @property
     def result_stride(self):
         """How many times its result is smaller than the image it is for: 1, or 4 (heatmaps)."""
         return getattr(self.network, 'result_stride', 1)
@@ -110,6 +115,11 @@ class DSRL(nn.Module):
         """Weight of the losses of the network's auxiliary classifiers, as in its original."""
         return getattr(self.network, 'aux_weight', 1.0)
 
+    def result_size(self, size) -> tuple[int, int]:
+        """Height and width of its result for images of `size`; `resize` brings scores there."""
+        factor = self.scale if self.sssr is not None else 1
+        return tuple(factor * n // self.result_stride for n in size)
+
     @nn.compact
     def __call__(self, image, train: bool = False, sr: bool | None = None):
         sr = train if sr is None else sr
@@ -117,7 +127,7 @@ class DSRL(nn.Module):
         outputs = self._complete(self.network(image, train=train))
         added = {}
         if self.sssr is not None:
-            size = tuple(self.scale * n // self.result_stride for n in (height, width))
+            size = self.result_size((height, width))
             added['scores'], added['resize'] = self.sssr(outputs, size, train)
             if 'aux' in outputs:  # its maps are still brought to size as in the network
                 added['aux_resize'] = outputs['resize']

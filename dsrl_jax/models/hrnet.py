@@ -11,7 +11,7 @@ from dsrl_jax.models.layers import Conv, Convention, ConvNorm, Dropout, Style, c
 from dsrl_jax.models.resnet import Block
 from dsrl_jax.ops import resize
 
-STAGES = {2: 1, 3: 4, 4: 3}  # stage, and how many branches it has -> how many modules
+_MODULES = (1, 4, 3)  # of the stages of two, three and four branches
 _BLOCKS = 4  # of layer1, and of every branch of every module
 _normal = nn.initializers.normal(0.001)
 _conv = functools.partial(ConvNorm, activation='relu', kernel_init=_normal)
@@ -25,23 +25,29 @@ class HRNet(nn.Module):
     branch 0 of the last module, `low` [B, H/4, W/4, 256] the map of layer1, `high`
     [B, H/32, W/32, 8 width] branch 3 of the last module before the maps are fused: the deepest map
     that the heatmaps depend on.  `dropout` drops whole channels of `features` on their way to the
-    heatmaps (None: 0, the original).
+    heatmaps (None: 0, the original).  Fewer `modules` a stage and `blocks` a branch than the
+    original's make a small network for a CPU.
     """
 
     num_classes: int = 17
     width: int = 32
+    modules: tuple[int, int, int] = _MODULES
+    blocks: int = _BLOCKS
     dropout: float | None = None
     style: Style = Style()
 
     score_stride = 4
     feature_stride = 4
+    task = 'pose'
     result_stride = 4  # the heatmaps it is trained for lie at 1/4 of its input
     multiple = 32
 
     @nn.compact
     def __call__(self, image, train: bool = False):
         check_size(image, self.multiple)
-        maps = Encoder(self.width, self.style, name='encoder')(image, train)
+        width = int(self.width)  # a configuration gives 8.0
+        encoder = Encoder(width, self.modules, self.blocks, self.style, name='encoder')
+        maps = encoder(image, train)
         x = Dropout(0.0, self.dropout, channels=True)(maps['features'], train)
         last = Conv(
             self.num_classes,
@@ -58,6 +64,8 @@ class Encoder(nn.Module):
     """The maps `low`, `features` and `high` of images [B, H, W, 3]: all but the last layer."""
 
     width: int = 32
+    modules: tuple[int, int, int] = _MODULES
+    blocks: int = _BLOCKS
     style: Style = Style()
 
     @nn.compact
@@ -65,19 +73,20 @@ class Encoder(nn.Module):
         style = self.style
         x = _conv(64, stride=2, padding=1, style=style, name='conv1')(image, train)
         x = _conv(64, stride=2, padding=1, style=style, name='conv2')(x, train)
-        for i in range(_BLOCKS):
+        for i in range(self.blocks):
             x = _block(64, bottleneck=True, style=style, name=f'layer1_block{i}')(x, train)
 
         low = lowest = x
         maps = [_conv(self.width, style=style, name='transition1_0')(low, train)]
-        for stage, modules in STAGES.items():
+        for stage, modules in enumerate(self.modules, 2):
             # Each stage opens one branch more, below the lowest.
             name = f'transition{stage - 1}_{stage - 1}'
             opened = _conv(2 * maps[-1].shape[-1], stride=2, padding=1, style=style, name=name)
             maps.append(opened(lowest, train))
             for i in range(modules):
-                last = (stage, i) == (max(STAGES), modules - 1)
-                module = Exchange(1 if last else stage, style, name=f'stage{stage}_module{i}')
+                last = (stage, i) == (len(self.modules) + 1, modules - 1)
+                outputs, name = 1 if last else stage, f'stage{stage}_module{i}'
+                module = Exchange(outputs, self.blocks, style, name=name)
                 maps, high = module(maps, train)
             lowest = maps[-1]
         return {'low': low, 'features': maps[0], 'high': high}
@@ -90,13 +99,14 @@ class Exchange(nn.Module):
     """
 
     outputs: int
+    blocks: int = _BLOCKS
     style: Style = Style()
 
     @nn.compact
     def __call__(self, maps, train: bool):
         branches = []
         for j, x in enumerate(maps):
-            for k in range(_BLOCKS):
+            for k in range(self.blocks):
                 x = _block(x.shape[-1], style=self.style, name=f'branch{j}_block{k}')(x, train)
             branches.append(x)
         fused = [

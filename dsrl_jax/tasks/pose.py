@@ -1,0 +1,242 @@
+"""Pose: people cut out of images, heatmaps of their joints, AP and AR of COCO.
+
+A source of people has `keypoints` and `ground_truth()` (data/persons.py); its batches are those of
+data/person_batches.py. Heatmaps are drawn from the joints on the device.
+"""
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from dsrl_jax import config as configs
+from dsrl_jax import inference, losses, metrics, parallel, pose_scores
+from dsrl_jax import keypoints as joints_of
+from dsrl_jax.data import person_batches, person_boxes
+from dsrl_jax.data.frequencies import spaced
+from dsrl_jax.errors import UserError
+from dsrl_jax.ops import heatmaps, resize
+from dsrl_jax.step import image_quality
+
+# Fields that only class maps have a use for: they must be as they stand in config.base().
+_CLASS_MAPS = (
+    *('data.labelled', 'data.unlabelled', 'ce.weights', 'ce.labels', 'ce.ohem'),
+    *('eval.classes', 'eval.scales', 'eval.window'),
+)
+# What a result is made of, by the names of batch and step.
+_PEOPLE = ('image_id', 'joints', 'confidence', 'center', 'scale', 'score')
+
+
+def check_source(source) -> None:
+    """UserError for joints that do not fit together, or the first bad one of a few elements."""
+    joints_of.check(source.keypoints, f'split {source.split}')
+    for index in spaced(len(source), 4):
+        source[index]
+
+
+def trained(config, source):
+    """What is trained on: the source itself."""
+    return source
+
+
+def scored(config, source):
+    """What is scored: the source, with the boxes of config.pose.boxes where that names some."""
+    return person_boxes.with_boxes(source, config.pose.boxes)
+
+
+def check(config, source) -> None:
+    """UserError where the configuration asks for what joints have no use for."""
+    plain = configs.base()
+    for field in _CLASS_MAPS:
+        found, expected = configs.get(config, field), configs.get(plain, field)
+        if found != expected:
+            expected = f'{expected!r}: the data set is of joints, not of class maps'
+            raise UserError(f'config.{field}', repr(found), expected, 'leave it out.')
+    if config.eval.flip:
+        remedy = 'set config.pose.flip_test.'
+        raise UserError('config.eval.flip', 'True', 'False for a data set of joints', remedy)
+    if config.kd.teacher and config.kd.pixel:
+        expected = '0 for heatmaps, which are no class distributions'
+        raise UserError('config.kd.pixel', f'{config.kd.pixel}', expected, 'set it to 0.')
+
+
+def make_loss(config, network, source=None) -> Callable:
+    """The objective, heatmaps of the joints in the place of class maps."""
+    main = losses.heatmap_term(config, network.result_size)
+    return losses.make_loss(config, aux_weight=network.aux_weight, main=main)
+
+
+def hold(source, config, mesh) -> None:
+    """None: people are cut out of their images by the host."""
+    if config.data.resident == 'always':
+        expected = 'auto or never for a data set of joints'
+        raise UserError('config.data.resident', "'always'", expected, 'set it to auto.')
+
+
+def train_batches(source, config, **position) -> Iterator[dict]:
+    """The endless batches of data.person_batches.train_batches."""
+    return person_batches.train_batches(source, config, **position)
+
+
+def batch_shapes(config, outputs: int) -> dict:
+    """Shapes and types of a training batch of a network of that many heatmaps."""
+    rows = config.data.batch_size
+    view = (rows, *config.data.size)
+    return {
+        'target': jax.ShapeDtypeStruct((*view, 3), np.uint8),
+        'mask': jax.ShapeDtypeStruct(view, bool),
+        'joints': jax.ShapeDtypeStruct((rows, outputs, 2), np.float32),
+        'visible': jax.ShapeDtypeStruct((rows, outputs), np.float32),
+    }
+
+
+def random_batch(config, outputs: int) -> dict:
+    """Such a batch, random, every joint visible and in the image."""
+    rng, shapes = np.random.default_rng(0), batch_shapes(config, outputs)
+    height, width = inference.input_size(config, config.data.size)
+    place = rng.random(shapes['joints'].shape) * (width - 1, height - 1)
+    return {
+        'target': rng.integers(0, 256, shapes['target'].shape, np.uint8),
+        'mask': np.ones(shapes['mask'].shape, bool),
+        'joints': place.astype(np.float32),
+        'visible': np.ones(shapes['visible'].shape, np.float32),
+    }
+
+
+def result(outputs: dict, view) -> jax.Array:
+    """What a prediction ends at: the heatmaps [B,h,w,J]."""
+    return outputs['scores']
+
+
+def labelled(source) -> bool:
+    """Whether there is something to score against: always."""
+    return True
+
+
+def jit_eval_step(network, config, source, *, sr: bool) -> Callable:
+    """The compiled `step(variables, batch)`: joints [B,J,2] in heatmap pixels, confidence [B,J].
+
+    Those come with the rest of `_PEOPLE`, `valid`, and with `sr` the sums of PSNR and SSIM; all of
+    them whole on every process. With pose.flip_test the heatmaps are the mean over the mirror.
+    """
+    pose, order = config.pose, joints_of.mirrored(source.keypoints)
+
+    def maps(variables, image, sr):
+        outputs = network.apply(variables, image, train=False, sr=sr)
+        return losses.heatmap_scores(outputs, network.result_size(image.shape[1:3])), outputs
+
+    def eval_step(variables: dict, batch: dict) -> dict:
+        image = resize.small_input(batch['target'], config.scale, config.data)
+        found, outputs = maps(variables, image, sr)
+        if pose.flip_test:
+            mirrored, _ = maps(variables, image[:, :, ::-1], False)
+            found = heatmaps.merge_flipped(found, mirrored, order, pose.encode)
+        joints, confidence = heatmaps.decode(found, pose.decode, pose.sigma)
+        people = {name: batch[name] for name in (*_PEOPLE, 'valid') if name in batch}
+        people |= {'joints': joints, 'confidence': confidence}
+        quality = image_quality(outputs, batch, config)[0] if sr else {}
+        return people | quality
+
+    return jax.jit(eval_step, out_shardings=parallel.replicated(parallel.make_mesh()))
+
+
+def evaluate(
+    network,
+    variables,
+    config,
+    source,
+    *,
+    sr: bool,
+    pictures=None,
+    step_fn=None,
+    watch: Sequence[Callable] = (),
+) -> dict:
+    """Scores of the people of a split: those of pose_scores.score, as Table 5 prints them.
+
+    Returns plain numbers: people, images, AP, AP50, ..., the `boxes` and the `protocol` in words,
+    and with `sr` psnr and ssim of the SR image beside bicubic enlargement's. `pictures`: folder for
+    results.json, what was scored. `watch`: functions called with every entry of it.
+    """
+    step = step_fn or jit_eval_step(network, config, source, sr=sr)
+    quality = {f'{name}quality': metrics.ImageQuality.empty() for name in ('', 'bicubic_')}
+    people = {name: [] for name in _PEOPLE}
+    for found in _results(step, variables, config, source):
+        for name in quality if sr else ():
+            quality[name] = quality[name].merge(found[name])
+        for name, rows in people.items():
+            rows.append(found[name][found['valid']])
+    people = {name: np.concatenate(rows) for name, rows in people.items()}
+    pose, view = config.pose, configs.eval_size(config)
+    size = network.result_size(inference.input_size(config, view))
+    people['joints'] = heatmaps.to_image(
+        people['joints'], people['center'], people['scale'], size, pose.encode
+    )
+    kept = pose_scores.results(
+        people, source.keypoints, nms=pose.nms, soft_nms=pose.soft_nms, rescore=pose.rescore
+    )
+    for look in watch:
+        for entry in kept:
+            look(entry)
+    if pictures and jax.process_index() == 0:
+        _write(pathlib.Path(pictures), kept)
+    scores = {
+        'people': len(people['score']),
+        'images': len(np.unique(people['image_id'])),
+        **pose_scores.score(kept, source.ground_truth(), source.keypoints),
+        'boxes': pose.boxes,
+        'protocol': _protocol(config, size),
+    }
+    if sr:
+        for name, value in quality.items():
+            prefix = name.removesuffix('quality')
+            scores |= {f'{prefix}{k}': float(v) for k, v in value.compute().items()}
+    return scores
+
+
+def show(scores: dict, source) -> None:
+    """The line of Table 5, the boxes it came from, and how it was scored."""
+    count = f'{scores["people"]} boxes in {scores["images"]} images of {scores["split"]}'
+    print(f'{count}: {pose_scores.line(scores, scores["boxes"])}')
+    print(f'scored with: {scores["protocol"]}')
+    if 'psnr' in scores:
+        print(
+            f'SR branch: PSNR {scores["psnr"]:.2f} dB, SSIM {scores["ssim"]:.4f}; bicubic: '
+            f'{scores["bicubic_psnr"]:.2f} dB, {scores["bicubic_ssim"]:.4f}'
+        )
+
+
+def _protocol(config, size) -> str:
+    """What a score depends on, in words: sizes, encoding, decoding, what is kept of each image."""
+    pose, view = config.pose, configs.eval_size(config)
+    sizes = ('x'.join(map(str, s)) for s in (inference.input_size(config, view), size))
+    words = ['input {}, heatmaps {}'.format(*sizes), f'sigma {pose.sigma:g}']
+    words += [f'encoded {pose.encode}, decoded {pose.decode}']
+    words += ['mean with the mirror image' if pose.flip_test else 'not mirrored']
+    words += [f'rescored above {pose.rescore:g}']
+    return ', '.join([*words, f'{"soft" if pose.soft_nms else "hard"} OKS-NMS {pose.nms:g}'])
+
+
+def _results(step, variables, config, source) -> Iterator[dict]:
+    """What the step makes of every batch, on the host, of all processes."""
+    parallel.check_divisible(config.data.eval_batch_size, 'data.eval_batch_size')
+    mesh = parallel.make_mesh()
+    batches = person_batches.eval_batches(
+        source,
+        config,
+        batch_size=config.data.eval_batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    with contextlib.closing(batches):
+        for batch in batches:
+            yield jax.device_get(step(variables, parallel.to_global(batch, mesh)))
+
+
+def _write(folder: pathlib.Path, kept: list[dict]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        pose_scores.write(folder / 'results.json', kept)
+    except OSError as error:
+        raise UserError(folder, str(error), 'a folder to write', 'choose --output.') from None
