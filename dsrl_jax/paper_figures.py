@@ -24,7 +24,7 @@ def figure(name: str, runs: dict, config, output, split: str = 'val') -> pathlib
     """
     if name == 'figure9':
         expected = 'a figure of segmentation: ' + ', '.join(FIGURES)
-        found = 'a figure of poses; the heatmap loss is not here yet'
+        found = 'a figure of poses, which are not drawn here yet'
         raise UserError(name, found, expected, 'choose one of these.')
     draw = lookup(FIGURES, name, 'dsrl reproduce')
     trained = {title: inference.from_workdir(folder)[:2] for title, folder in runs.items()}

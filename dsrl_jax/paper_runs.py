@@ -17,7 +17,7 @@ from dsrl_jax.models.dsrl import inference_variables
 from dsrl_jax.paper_tables import TABLES, Row
 from dsrl_jax.report import paper
 
-_POSES = 'heatmap loss is not here'
+_POSES = 'poses: train them with configs/coco.py'
 
 
 def run(name: str, config, output, tiny: bool = False, splits=('val',)) -> pathlib.Path:

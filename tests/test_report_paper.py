@@ -141,7 +141,7 @@ def test_figures_need_the_branch_they_show_and_poses_are_refused(runs, config, t
         paper_figures.figure('figure3', plain, config, tmp_path)
     with pytest.raises(UserError, match='sssr'):
         paper_figures.figure('figure8', plain, config, tmp_path)
-    with pytest.raises(UserError, match='poses; the heatmap loss is not here yet'):
+    with pytest.raises(UserError, match='poses, which are not drawn here yet'):
         paper_figures.figure('figure9', runs, config, tmp_path)
     with pytest.raises(UserError, match='figure4'):
         paper_figures.figure('figure4', runs, config, tmp_path)
