@@ -86,7 +86,9 @@ class Model:
 
     @functools.cached_property
     def _at_own_size(self):
-        """`label_map` compiled for one image of the size the model was made for."""
+        """`label_map`, on a GPU as a graph for one image of the size the model was made for."""
+        if jax.default_backend() != 'gpu':
+            return self.label_map
         target = np.zeros((1, *configs.eval_size(self.config), 3), np.uint8)
         lowered = self.label_map.lower(self.variables, target)
         return graphs.compile_graph(lowered, (self.variables, target))[0]
