@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dsrl_jax.ops.convolution import FORMS, PLATFORMS, conv, conv_transpose
-from dsrl_jax.ops.pixels import depth_to_space, pixel_sums, space_to_depth
+from dsrl_jax.ops.pixels import depth_to_space, pixel_sums
 
 FAST = [form for form in FORMS if form != 'lax']
 
@@ -214,14 +214,13 @@ def test_the_fast_transposed_form_inserts_no_zeros_even_in_its_gradient():
     assert 'rhs_dilation=(2, 2)' not in text
 
 
-def test_pixel_shuffle_and_its_inverse():
+def test_pixel_shuffle_takes_each_pixel_from_its_channels():
     (x,) = draw((2, 3, 4, 12))
     y = depth_to_space(x, 2)
     assert y.shape == (2, 6, 8, 3)
     for row, column in itertools.product(range(2), range(2)):
         first = 3 * (2 * row + column)
         np.testing.assert_array_equal(y[:, row::2, column::2], x[..., first : first + 3])
-    np.testing.assert_array_equal(space_to_depth(y, 2), x)
 
 
 def test_a_sharded_batch_is_never_gathered():

@@ -1,4 +1,4 @@
-"""Pixels of [B, H, W, C] maps: between channels and space, and summed."""
+"""Pixels of [B, H, W, C] maps: out of channels, and summed."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -9,13 +9,6 @@ def depth_to_space(x, r):
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, r, r, c // (r * r)).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, h * r, w * r, c // (r * r))
-
-
-def space_to_depth(x, r):
-    """Inverse of `depth_to_space`: [B, r*H, r*W, C] -> [B, H, W, r*r*C]."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // r, r, w // r, r, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h // r, w // r, r * r * c)
 
 
 def pixel_sums(*maps, where):
