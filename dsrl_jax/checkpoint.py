@@ -65,9 +65,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 best_fn=rank,  # without it orbax would not write the metric down
                 preservation_policy=policy.AnyPreservationPolicy(kept),
-                save_decision_policy=policy.AnySavePolicy(
-                    [policy.FixedIntervalPolicy(every), policy.PreemptionCheckpointingPolicy()]
-                ),
+                save_decision_policy=policy.FixedIntervalPolicy(every),
                 cleanup_tmp_directories=True,
             ),
         )
@@ -80,22 +78,21 @@ class Checkpoints:
     def save(self, step: int, state, config, *, metrics: dict | None = None, force=False) -> bool:
         """Starts writing `state` and `config` (dict or JSON text) as number `step`; True if it did.
 
-        Call it each step: it acts at multiples of `every`, when the machine announces preemption
-        (multi-process runs), and always with `force`; a step that is on disk is left alone. The
-        arrays are copied before this returns, the files are written behind the training.
+        Call it each step: it acts at multiples of `every`, and always with `force`; a step that is
+        on disk is left alone. The arrays are copied before this returns, the files are written
+        behind the training.
         """
         if step in self._manager.all_steps() or not (force or self._manager.should_save(step)):
             return False
+        state = jax.tree.map(
+            np.array, jax.device_get(state)
+        )  # of numpy arrays process 0 writes all
         record = {'config': _plain(config), 'crc32': _checksums(state)}
         best = float(metrics[self._best]) if self._best and metrics else math.nan
         metrics = {_BEST: best} if math.isfinite(best) else None
         state, record = ocp.args.PyTreeSave(state), ocp.args.JsonSave(record)
         items = ocp.args.Composite(state=state, config=record)
         return self._guard(self._manager.save, step, args=items, metrics=metrics, force=True)
-
-    def preempted(self, step: int) -> bool:
-        """True on every process alike once the machine has announced that it will stop us."""
-        return self._manager.reached_preemption(step)
 
     def restore(self, abstract):
         """The newest good checkpoint as (state like `abstract`, step).

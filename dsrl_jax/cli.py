@@ -36,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str]) -> int:
-    """Run one command; the exit code is 0, 2 for a user error, or the verb's own."""
+    """Run one command; the exit code is 0, that of a user error (2), or the verb's own."""
     debug = '--debug' in argv
     argv = [item for item in argv if item != '--debug']
     try:
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
         if debug:
             traceback.print_exc()
         print(f'error: {error}', file=sys.stderr)
-        return 2
+        return error.code
 
 
 def run() -> None:

@@ -5,20 +5,21 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake the user can mend; the command line prints it as one line and exits with 2.
+    """A mistake the user can mend; the command line prints it as one line and exits with `code`.
 
     `where` names the file, flag or config field; `found` and `expected` are short phrases;
     `remedy` is an imperative sentence.
     """
 
-    def __init__(self, where: object, found: str, expected: str, remedy: str):
+    def __init__(self, where: object, found: str, expected: str, remedy: str, code: int = 2):
         self.where, self.found, self.expected, self.remedy = str(where), found, expected, remedy
+        self.code = code
         line = f'{where}: found {found}; expected {expected}; {remedy}'
         super().__init__(' '.join(line.split()))
 
     def __reduce__(self):
         # Loader processes send it back: by default only the joined line would reach __init__.
-        return UserError, (self.where, self.found, self.expected, self.remedy)
+        return UserError, (self.where, self.found, self.expected, self.remedy, self.code)
 
 
 def lookup(table, name, what: str):

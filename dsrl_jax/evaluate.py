@@ -4,7 +4,9 @@ import functools
 import json
 import pathlib
 
-from dsrl_jax import cityscapes_scores, data, inference, multi_scale, submission, tasks
+import jax
+
+from dsrl_jax import cityscapes_scores, data, inference, multi_scale, parallel, submission, tasks
 from dsrl_jax import config as configs
 from dsrl_jax.data.cityscapes import to_label_ids
 from dsrl_jax.errors import UserError
@@ -25,10 +27,16 @@ def flags(parser) -> None:
     parser.add_argument(
         '--partial', action='store_true', help='submission of a part of a split; no archive'
     )
+    parallel.flags(parser)
 
 
 def main(args) -> int:
     """Run `dsrl eval`; the last line of stdout is one JSON object."""
+    with parallel.joined(args):
+        return _evaluate(args)
+
+
+def _evaluate(args) -> int:
     home = pathlib.Path(args.workdir or args.model)
     if args.workdir:
         model, variables, step = inference.from_workdir(home)
@@ -48,6 +56,9 @@ def main(args) -> int:
     if args.partial and not args.submission:
         remedy = 'leave it out, or name a folder.'
         raise UserError('--partial', 'no --submission', '--submission=DIR', remedy)
+    if args.submission and jax.process_count() > 1:
+        found = f'{jax.process_count()} processes'
+        raise UserError('--submission', found, 'one, which writes all files', 'start one alone.')
     if not labelled and not args.submission:
         remedy = 'score another split, or write its class maps with --submission=DIR.'
         raise UserError(f'split {split}', 'images without labels', 'labels', remedy)
@@ -64,7 +75,8 @@ def main(args) -> int:
     scores |= about
     if labelled:
         task.show(scores, source)
-    write_scores(scores, output)
+    if jax.process_index() == 0:
+        write_scores(scores, output)
     print(json.dumps(scores))
     return 0
 
@@ -103,6 +115,8 @@ def _official(score, source, watch=()) -> dict:
         )
 
     scores = score(watch=[look, *watch])
+    sums = parallel.sum_processes(total.confusion, total.weighted)
+    total = cityscapes_scores.Counts(*sums)
     return scores | {'cityscapes': cityscapes_scores.scores(total, instances=instances)}
 
 

@@ -3,10 +3,9 @@
 import pathlib
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 
-from dsrl_jax import boundary
+from dsrl_jax import boundary, parallel
 from dsrl_jax.report.confusion import plot_confusion
 from dsrl_jax.report.curves import plot_class_iou
 from dsrl_jax.report.overlay import colorize, error_map, grid, overlay, save_png
@@ -15,14 +14,17 @@ _BORDER = 4  # pixels
 
 
 class Gallery:
-    """The first images of a split and those with the lowest pixel accuracy, as pictures."""
+    """The first images of a split and those with the lowest pixel accuracy, as pictures.
+
+    Of several processes each sees its own rows, and the first one's are drawn.
+    """
 
     def __init__(self, count: int):
         self.wanted, self.first, self.worst = count, [], []
 
     def add(self, batch: dict, result: dict) -> None:
         """Look at one batch; keep what belongs in the pictures."""
-        sr = np.asarray(result['sr']) if 'sr' in result else None
+        sr = parallel.local_rows(result['sr']) if 'sr' in result else None
         for row, found, truth in images(batch, result):
             known = truth != 255
             accuracy = float((truth == found)[known].mean()) if known.any() else 1.0
@@ -62,8 +64,8 @@ class Gallery:
 
 
 def images(batch: dict, result: dict) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(row, prediction, label) of the real images of a batch, [H,W] at their own sizes."""
-    prediction = np.asarray(jax.device_get(result['prediction']))
+    """(row, prediction, label) of this process's images of a batch, [H,W] at their own sizes."""
+    prediction = parallel.local_rows(result['prediction'])
     for row in np.flatnonzero(batch['valid']):
         height, width = batch['size'][row]
         yield row, prediction[row, :height, :width], batch['label'][row, :height, :width]

@@ -27,7 +27,7 @@ from dsrl_jax.data import pipeline
 from dsrl_jax.data.scaled import Scaled
 from dsrl_jax.errors import UserError, one_of
 from dsrl_jax.ops import resize
-from dsrl_jax.step import count, label_map, to_grid
+from dsrl_jax.step import PER_IMAGE, count, label_map, to_grid
 
 SCALE_SETS = {
     '0.5..1.75': (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
@@ -132,7 +132,9 @@ def make_step(network, config, num_classes: int):
         weight = piece['row_weight'][:, :, None] * piece['column_weight'][:, None]
         return total + weight[..., None] * found
 
-    @jax.jit
+    shardings = parallel.of_results(('prediction', 'confusion'), PER_IMAGE)
+
+    @functools.partial(jax.jit, out_shardings=shardings)
     def decide(total, batch):
         if by_labels:
             outputs = {'scores': total, 'resize': 'half_pixel'}

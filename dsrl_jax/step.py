@@ -110,6 +110,10 @@ def _norm(tree) -> jax.Array:
     return jnp.linalg.norm(jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)]))
 
 
+# What an evaluation step gives for every image; the rest are sums over the batch.
+PER_IMAGE = ('prediction', 'sr', 'bicubic_sr')
+
+
 def make_eval_step(model: nn.Module, config, num_classes: int, *, sr: bool) -> Callable:
     """`step(variables, batch) -> {'prediction', 'confusion', 'quality'...}` for an eval batch.
 

@@ -53,12 +53,14 @@ def flags(parser) -> None:
     """Flags of `dsrl train`."""
     parser.add_argument('--config', required=True, help='file.py:arguments, or a shipped name')
     parser.add_argument('--workdir', required=True, help='folder of the run; resumed if it exists')
+    parallel.flags(parser)
 
 
 def main(args) -> int:
     """Run `dsrl train`."""
-    config = configs.load(args.config, args.overrides)
-    return TERMINATED if train(config, args.workdir) is None else 0
+    with parallel.joined(args):
+        config = configs.load(args.config, args.overrides)
+        return TERMINATED if train(config, args.workdir) is None else 0
 
 
 def train(config, workdir) -> dict | None:
@@ -139,12 +141,13 @@ def train(config, workdir) -> dict | None:
                 state, scalars = run(state, pixels, guiding)
                 step += length
                 logger.train(step, scalars)
-                last = step == steps or stopped.is_set()
+                stop = stopped(step, length)
+                last = step == steps or stop
                 if last or step % every == 0:
                     logger.flush()  # a state that is not finite must not be saved
                     with logger.clock('checkpoint'):
                         saved.save(step, state, settings, force=last)
-                if stopped.is_set():
+                if stop:
                     saved.wait()
                     print(f'stopped by SIGTERM after step {step}; saved, run again to go on')
                     return None
@@ -296,16 +299,20 @@ def _eval_folder(config) -> str:
 
 
 class _Termination:
-    """SIGTERM sets a flag that the loop reads after each step; a second one ends at once."""
+    """Has SIGTERM come? Of several processes all hear it after the same step; a process that is
+    alone ends at once on a second one."""
 
     def __init__(self):
         self._event, self._before = threading.Event(), None
 
-    def is_set(self) -> bool:
+    def __call__(self, step: int, steps: int) -> bool:
+        if jax.process_count() > 1:  # JAX listens for the signal, and lets the processes agree
+            return parallel.told_to_stop(step, steps)
         return self._event.is_set()
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
+        alone = jax.process_count() == 1
+        if alone and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._catch)
         return self
 

@@ -289,7 +289,6 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_no_checkpoint_at_all(tmp_path):
     with checkpoint.open(tmp_path) as checkpoints:
-        assert not checkpoints.preempted(1)
         with pytest.raises(UserError, match='no checkpoint'):
             checkpoints.restore(abstract_of(make_state()))
         with pytest.raises(UserError, match='no checkpoint'):

@@ -99,9 +99,9 @@ def draw_batches(
     rows = _rows(batch_size, process_count, 'batch_size')
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
     # Views are drawn before the hosts take their rows: the randomness belongs to the position in
-    # the whole sequence, whatever the number of hosts.
-    dataset = dataset.random_map(view)
-    dataset = dataset[process_index::process_count].batch(rows, drop_remainder=True)[start:]
+    # the whole sequence, whatever the number of hosts. Host i has the i-th part of every batch.
+    dataset = dataset.random_map(view).batch(rows, drop_remainder=True)
+    dataset = dataset[process_index::process_count][start:]
     return _iterate(dataset, workers)
 
 
@@ -112,7 +112,7 @@ def list_batches(
     rows = _rows(batch_size, process_count, 'eval_batch_size')
     batches = -(-length // batch_size)
     dataset = grain.MapDataset.range(batches * batch_size).map(view)
-    return _iterate(dataset[process_index::process_count].batch(rows, drop_remainder=True), workers)
+    return _iterate(dataset.batch(rows, drop_remainder=True)[process_index::process_count], workers)
 
 
 def check_views(config) -> None:

@@ -23,7 +23,7 @@ from dsrl_jax.data import pipeline
 from dsrl_jax.data.check import check_sample
 from dsrl_jax.data.frequencies import class_frequencies
 from dsrl_jax.ops.scores import arg_max
-from dsrl_jax.step import make_eval_step
+from dsrl_jax.step import PER_IMAGE, make_eval_step
 
 
 def check_source(source) -> None:
@@ -120,8 +120,8 @@ def evaluate(
     Returns plain numbers: images, miou, pixel_accuracy, class_accuracy, iou (list), the same with
     void pixels counted (`miou_void_counted`), the `protocol` in words, and with `sr` psnr and ssim
     of the SR image beside bicubic enlargement's, unless several scales or windows are summed.
-    `pictures`: folder for what `gallery` draws. `watch`: functions called
-    with (index, class map, label) of every image.
+    `pictures`: folder for what `gallery` draws. `watch`: functions called with (index, class map,
+    label) of every image, on the process that read it.
     """
     classes = len(source.classes)
     sr = sr and not multi_scale.wanted(config)
@@ -143,7 +143,7 @@ def evaluate(
     if sr:
         for name, value in quality.items():
             scores |= {f'{name}{k}': float(v) for k, v in value.compute().items()}
-    if shown.wanted:
+    if shown.wanted and jax.process_index() == 0:
         shown.save(pathlib.Path(pictures), source, total.counts, scores['iou'])
     return scores
 
@@ -164,7 +164,12 @@ def jit_eval_step(network, config, source, *, sr: bool):
     classes = len(source.classes)
     if multi_scale.wanted(config):
         return multi_scale.make_step(network, config, classes)
-    return jax.jit(make_eval_step(network, config, classes, sr=sr))
+    names = ['prediction', 'confusion']
+    names += ['quality', 'bicubic_quality', 'sr', 'bicubic_sr'] if sr else []
+    return jax.jit(
+        make_eval_step(network, config, classes, sr=sr),
+        out_shardings=parallel.of_results(names, PER_IMAGE),
+    )
 
 
 def show(scores: dict, source) -> None:
