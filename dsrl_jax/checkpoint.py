@@ -156,12 +156,14 @@ def restore_weights(path, abstract):
     return weights, step
 
 
-def compare_configs(saved, now, keys) -> None:
+def compare_configs(saved, now, keys, defaults=None) -> None:
     """UserError at the first difference of two configs (dicts or JSON text) in `keys`.
 
-    A dotted key stands for all below it: 'model', 'data.batch_size'.
+    A dotted key stands for all below it: 'model', 'data.batch_size'. `defaults`: of fields that
+    `saved` is too old to have.
     """
-    old, new = _flat(_plain(saved)), _flat(_plain(now))
+    old, new = (_flat(_plain(config)) for config in (saved, now))
+    old = _flat(_plain(defaults or {})) | old
     for name in {**old, **new}:
         inside = any(f'{name}.'.startswith(f'{key}.') for key in keys)
         if inside and (name not in old or name not in new or old[name] != new[name]):

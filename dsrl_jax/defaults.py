@@ -36,6 +36,7 @@ CHOICES = {
 RANGES = {
     'seed': (0, 2**32 - 1),
     'model.dropout': (0, 0.99),
+    'model.bn_group': (0, math.inf),
     'ce.aux': (0, math.inf),
     'ce.ohem': (0, 1),
     'ce.ohem_keep': (1, math.inf),
@@ -105,6 +106,9 @@ def base() -> ml_collections.ConfigDict:
             'dropout': placeholder(float),  # replaces the original's rates
             'dtype': 'float32',
             'conv_impl': 'auto',
+            # How many images in a row of a step's batch share batch statistics; 0: all. Bounds how
+            # many devices of a large pod wait for each other at every norm.
+            'bn_group': 0,
             'init_from': '',  # weight file whose encoder starts the run
             # Regex of paths of batch norms that keep their running statistics, for fine-tuning:
             # 'encoder', or '.' for all. Scale and bias train on, unless optimizer.lr_groups has

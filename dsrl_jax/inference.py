@@ -138,6 +138,7 @@ def build_network(config, classes: int, *, folded: bool = False, conv_impl: str 
         dtype=model.dtype,
         conv_impl=conv_impl or model.conv_impl,
         folded=folded,
+        bn_group=model.bn_group,
         scale=config.scale,
         sssr=config.sssr.to_dict(),
         sisr=config.sisr.to_dict(),

@@ -25,7 +25,8 @@ try:
 except ImportError:
     tensorboardX = None
 
-CLOCKS = ('data_wait', 'compile', 'eval', 'checkpoint')
+CLOCKS = ('start', 'data_wait', 'compile', 'eval', 'checkpoint')
+_SUMS = ('total', 'lost', 'starts')  # the other times that a later start counts on from
 
 
 class Logger:
@@ -34,6 +35,10 @@ class Logger:
     `start` is the first step this run will log: what the files hold from that step on (a run killed
     after its last checkpoint) is dropped, so that no step stands there twice. A loop that counts a
     step once it is done passes the restored step + 1.
+
+    Times are those of the whole run, over all its starts: `time/lost` is what was spent on steps
+    that had to be done again, as far as the dropped records tell. `began` (time.perf_counter())
+    is when this start began, which the clock `start` counts from.
 
     Every `every`-th step is recorded, and the last one. Where stdout is a terminal a bar moves;
     elsewhere a line is printed at most every `seconds`.
@@ -46,6 +51,7 @@ class Logger:
         steps: int,
         batch_size: int,
         start: int = 1,
+        began: float | None = None,
         every: int = 50,
         seconds: float = 10.0,
         process_index: int = 0,
@@ -54,10 +60,12 @@ class Logger:
     ):
         self.steps, self.batch_size, self.every, self.seconds = steps, batch_size, every, seconds
         self.clocks = dict.fromkeys(CLOCKS, 0.0)
-        self._writes = process_index == 0
+        self._writes, self._past = process_index == 0, dict.fromkeys((*CLOCKS, *_SUMS), 0.0)
         self._pending = None
-        self._began = time.perf_counter()
-        self._mark = (start - 1, self._began, 0.0)
+        now = time.perf_counter()
+        self._began = now if began is None else began
+        self.clocks['start'] = now - self._began
+        self._mark = (start - 1, now, self.clocks['start'])
         self._printed = -math.inf
         self._board = self._bar = None
         self._stream = sys.stdout if stream is None else stream
@@ -66,13 +74,14 @@ class Logger:
         self._path = pathlib.Path(workdir) / 'metrics.jsonl'
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._columns = _cut(self._path, start, self._say)
+            self._columns, self._past = _cut(self._path, start, self._say)
             self._jsonl = self._path.open('a', encoding='utf-8')
             self._csv = self._path.with_suffix('.csv').open('a', encoding='utf-8', newline='')
         except OSError as error:
             raise UserError(
                 workdir, str(error), 'a folder that can be written', 'choose another --workdir.'
             ) from None
+        self._go_on(start - 1, now)
         if tensorboard and tensorboardX is not None:
             self._board = tensorboardX.SummaryWriter(
                 str(self._path.parent / 'tensorboard'), purge_step=start
@@ -89,6 +98,13 @@ class Logger:
             )
             self._task = self._bar.add_task('', total=steps, completed=start - 1, note='')
             self._bar.start()
+
+    def _go_on(self, step, now):
+        """Count on from the times of earlier starts."""
+        for name in self.clocks:
+            self.clocks[name] += self._past[name]
+        self._began -= self._past['total']
+        self._mark = step, now, sum(self.clocks.values()) - self.clocks['data_wait']
 
     def train(self, step: int, scalars: dict) -> None:
         """Hands over the device scalars of step number `step` ({'ce': ..., ...}); call each step.
@@ -162,9 +178,11 @@ class Logger:
         try:
             self.flush()
             total = time.perf_counter() - self._began
-            spent = ', '.join(f'{k} {v:.1f} s' for k, v in self.clocks.items())
-            goodput = 1 - sum(self.clocks.values()) / total
-            self._say(f'time {total:.1f} s: {spent}; goodput {goodput:.1%}')
+            spent = {**self.clocks, 'lost to restarts': self._past['lost']}
+            goodput = 1 - sum(spent.values()) / total
+            spent = ', '.join(f'{k} {v:.1f} s' for k, v in spent.items())
+            starts = f' in {n} starts' if (n := round(self._past['starts']) + 1) > 1 else ''
+            self._say(f'time {total:.1f} s{starts}: {spent}; goodput {goodput:.1%}')
         finally:
             self._close_files()
 
@@ -195,6 +213,7 @@ class Logger:
         self._mark = step, now, idle
         rate = (step - last_step) * self.batch_size / busy
         times = {**self.clocks, 'total': now - self._began, 'images_per_second': rate}
+        times |= {'lost': self._past['lost'], 'starts': self._past['starts'] + 1}
         return {f'time/{k}': v for k, v in times.items()}
 
     def _record(self, step, values):
@@ -268,13 +287,24 @@ def read_metrics(path) -> list[dict]:
 
 
 def _cut(path, start, say):
-    """Drops records of step >= start, remakes the CSV; returns its columns."""
+    """Drops records of step >= start, remakes the CSV; returns its columns and the times so far."""
     records = read_metrics(path) if path.exists() else []
     kept = [r for r in records if r['step'] < start]
     if len(kept) < len(records):
         say(f'{path}: dropped {len(records) - len(kept)} records of steps >= {start}')
     _replace(path, ''.join(json.dumps(_encode(r)) + '\n' for r in kept))
-    return _write_csv(path)
+    return _write_csv(path), _past_times(records, kept)
+
+
+def _past_times(records, kept):
+    """The times of earlier starts; what dropped records add to the total of the kept is lost."""
+    before, last = (
+        next((r for r in reversed(rows) if 'time/total' in r), {}) for rows in (kept, records)
+    )
+    past = {name: before.get(f'time/{name}', 0.0) for name in (*CLOCKS, *_SUMS)}
+    total = last.get('time/total', 0.0)
+    past['lost'] += total - past['total']
+    return past | {'total': total, 'starts': last.get('time/starts', 1.0 if records else 0.0)}
 
 
 def _write_csv(path):

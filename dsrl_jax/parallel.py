@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterable
@@ -221,14 +222,35 @@ def sum_processes(*arrays: np.ndarray) -> list[np.ndarray]:
     ]
 
 
-def told_to_stop(step: int, steps: int) -> bool:
-    """Whether SIGTERM has reached any process, after `steps` more steps have led to number `step`.
+class Termination:
+    """`stopped(step, steps)`: has SIGTERM come, `steps` more steps having led to number `step`?
 
-    True on all of several processes at the same step, which they agree on by its number: none may
-    be left out. (The checkpoints ask the same question by the same numbers.)
+    Of several processes all hear it after the same step. They agree on it by its number, as the
+    checkpoints do: none may be left out. A process that is alone ends at once on a second SIGTERM.
     """
-    reached = multihost_utils.reached_preemption_sync_point
-    return any(reached(number) for number in range(step - steps + 1, step + 1))
+
+    def __init__(self):
+        self._event, self._before = threading.Event(), None
+
+    def __call__(self, step: int, steps: int) -> bool:
+        if jax.process_count() == 1:
+            return self._event.is_set()
+        reached = multihost_utils.reached_preemption_sync_point  # JAX listens for the signal
+        return any(reached(number) for number in range(step - steps + 1, step + 1))
+
+    def __enter__(self):
+        alone = jax.process_count() == 1
+        if alone and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._catch)
+        return self
+
+    def __exit__(self, *_):
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _catch(self, *_):
+        self._event.set()
+        signal.signal(signal.SIGTERM, self._before)
 
 
 def check_divisible(batch_size: int, field: str) -> None:

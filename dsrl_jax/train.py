@@ -5,9 +5,8 @@ import functools
 import itertools
 import json
 import pathlib
-import signal
 import sys
-import threading
+import time
 import types
 
 import jax
@@ -35,6 +34,7 @@ from dsrl_jax.foreign.preprocessing import PREPROCESSING
 from dsrl_jax.logger import Logger
 from dsrl_jax.models import freezing
 from dsrl_jax.step import make_train_step
+from dsrl_jax.workdir import alone, keep_compiled
 
 TERMINATED = 143  # 128 + SIGTERM: what a scheduler expects of a job it stopped
 
@@ -60,6 +60,7 @@ def main(args) -> int:
     """Run `dsrl train`."""
     with parallel.joined(args):
         config = configs.load(args.config, args.overrides)
+        keep_compiled(args.workdir)
         return TERMINATED if train(config, args.workdir) is None else 0
 
 
@@ -70,6 +71,7 @@ def train(config, workdir) -> dict | None:
     SIGTERM stopped the run: its state is saved and the same call goes on. Raises UserError for
     bad data, a bad configuration, or a checkpoint of another one.
     """
+    began = time.perf_counter()
     config = configs.load(config) if isinstance(config, str) else config
     configs.check_choices(config)
     parallel.check_divisible(config.data.batch_size, 'data.batch_size')
@@ -94,8 +96,11 @@ def train(config, workdir) -> dict | None:
     diagnostics.check(config)
     loss = task.make_loss(config, network, source)
     every = _every(config, steps)
-    saved = checkpoint.open(workdir, keep=config.checkpoint.keep, every=every)
-    with saved, _Termination() as stopped:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(alone(workdir))
+        saved = checkpoint.open(workdir, keep=config.checkpoint.keep, every=every)
+        stack.enter_context(saved)
+        stopped = stack.enter_context(parallel.Termination())
         settings = configs.to_dict(config)
         mesh = parallel.make_mesh()
         held = task.hold(source, config, mesh)
@@ -121,6 +126,7 @@ def train(config, workdir) -> dict | None:
             steps=steps,
             batch_size=config.data.batch_size,
             start=start + 1,
+            began=began,
             every=config.log.every,
             process_index=jax.process_index(),
         )
@@ -234,7 +240,8 @@ def _initial_state(config, network, tx, mesh, saved, settings):
     # Philox (rbg) compiles in half the time of the default generator for hundreds of small leaves.
     key = jax.random.key(config.seed, impl='rbg')
     if saved.latest is not None:
-        checkpoint.compare_configs(saved.config(), settings, RESUME_KEYS)
+        defaults = configs.to_dict(configs.base())
+        checkpoint.compare_configs(saved.config(), settings, RESUME_KEYS, defaults)
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
             jax.eval_shape(lambda key: create(fresh(key), config.seed), key),
@@ -296,33 +303,6 @@ def _has_sr(config) -> bool:
 
 def _eval_folder(config) -> str:
     return f'eval_{config.data.eval_split.replace("+", "_")}'
-
-
-class _Termination:
-    """Has SIGTERM come? Of several processes all hear it after the same step; a process that is
-    alone ends at once on a second one."""
-
-    def __init__(self):
-        self._event, self._before = threading.Event(), None
-
-    def __call__(self, step: int, steps: int) -> bool:
-        if jax.process_count() > 1:  # JAX listens for the signal, and lets the processes agree
-            return parallel.told_to_stop(step, steps)
-        return self._event.is_set()
-
-    def __enter__(self):
-        alone = jax.process_count() == 1
-        if alone and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._catch)
-        return self
-
-    def __exit__(self, *_):
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def _catch(self, *_):
-        self._event.set()
-        signal.signal(signal.SIGTERM, self._before)
 
 
 class _Callable(types.ModuleType):

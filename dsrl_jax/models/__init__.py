@@ -73,6 +73,7 @@ def create(
     dtype: str = 'float32',
     conv_impl: str = 'auto',
     folded: bool = False,
+    bn_group: int = 0,
     dropout: float | None = None,
     scale: int = 2,
     sssr: dict | None = None,
@@ -85,13 +86,14 @@ def create(
 
     `name` is a key of NETWORKS or 'module:factory' of the user's own, called with num_classes and,
     where it takes them, dropout and style; `options` are the network's own fields (ESPNetv2:
-    width).  `dropout` None keeps the original's rates.  UserError for an unknown name, type or
-    option.
+    width).  `dropout` None keeps the original's rates; `bn_group`: see layers.BatchNorm.
+    UserError for an unknown name, type or option.
     """
     style = Style(
         dtype=errors.lookup(DTYPES, dtype, 'model.dtype'),
         conv_impl=errors.lookup({form: form for form in FORMS}, conv_impl, 'model.conv_impl'),
         folded=folded,
+        bn_group=bn_group,
     )
     factory = _factory(name, dsrl)
     # What the name fixes is no option; a variant is a default.
@@ -101,11 +103,11 @@ def create(
         options['dropout'] = dropout
     if 'style' in known:
         options['style'] = style
-    elif folded or dtype != 'float32':
+    elif folded or bn_group or dtype != 'float32':
         raise errors.UserError(
             'model.net',
-            f'dtype {dtype}, folded {folded} with {name}, which takes no style',
-            'float32 and unfolded norms for such a network',
+            f'dtype {dtype}, folded {folded}, bn_group {bn_group} with {name}: it takes no style',
+            'float32, unfolded norms and bn_group 0 for such a network',
             'give its factory a field `style`, or use float32 and the exact export.',
         )
     free = {option: None for option in known if option not in ('num_classes', 'style')}

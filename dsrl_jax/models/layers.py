@@ -28,11 +28,13 @@ torch_uniform_transposed = nn.initializers.variance_scaling(1 / 3, 'fan_out', 'u
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """Numerics shared by all layers of a network: compute type, convolution form, folded norms."""
+    """Numerics shared by all layers of a network: compute type, convolution form, folded norms, and
+    how many images share batch statistics (0: all of a batch)."""
 
     dtype: Any = jnp.float32
     conv_impl: str = 'auto'
     folded: bool = False
+    bn_group: int = 0
 
     @property
     def platform(self) -> str:
@@ -120,9 +122,10 @@ class BatchNorm(nn.Module):
 
     Training normalises with the biased variance over (B, H, W), global under a sharded jit, and
     keeps the unbiased one n/(n-1), as torch does: new = momentum * old + (1 - momentum) * batch.
-    Statistics are float32 (float64 for float64 input).  `absolute` multiplies by |scale| + epsilon
-    instead of scale, as in-place activated batch norm does.  Folded: x * scale + bias, no
-    statistics.
+    With style.bn_group each so many images in a row have statistics of their own, and what is kept
+    is their mean over the groups.  Statistics are float32 (float64 for float64 input).  `absolute`
+    multiplies by |scale| + epsilon instead of scale, as in-place activated batch norm does.
+    Folded: x * scale + bias, no statistics.
     """
 
     epsilon: float = 1e-5
@@ -154,9 +157,18 @@ class BatchNorm(nn.Module):
                 'a batch of at least 2 in training',
                 'raise it.',
             )
-        y, mean, var = normalise(x, scale, bias, mean, self.epsilon, self.style.platform)
+        groups = _groups(len(x), self.style.bn_group)
+        if groups > 1:
+            # Rows of a group lie in a row, and so on few devices: their sums stay among these.
+            parts = x.reshape(groups, -1, *x.shape[1:])
+            y, mean, var = jax.vmap(
+                lambda part: normalise(part, scale, bias, mean, self.epsilon, self.style.platform)
+            )(parts)
+            y, mean, var = y.reshape(x.shape), mean.mean(0), var.mean(0)
+        else:
+            y, mean, var = normalise(x, scale, bias, mean, self.epsilon, self.style.platform)
         if not self.is_initializing():
-            n = x.size // channels
+            n = x.size // channels // groups
             self._keep(kept_mean, mean)
             self._keep(kept_var, var * (n / max(n - 1, 1)))
         return y.astype(self.style.dtype)
@@ -164,6 +176,16 @@ class BatchNorm(nn.Module):
     def _keep(self, kept, value):
         value = value.astype(kept.value.dtype)
         kept.value = self.momentum * kept.value + (1 - self.momentum) * value
+
+
+def _groups(images: int, size: int) -> int:
+    """How many groups of `size` images (0: all) a batch has; 1 where it is no larger than one."""
+    if not size or images <= size:
+        return 1
+    if images % size:
+        expected = f'a divisor of the {images} images of a step'
+        raise UserError('config.model.bn_group', str(size), expected, 'correct it.')
+    return images // size
 
 
 class PReLU(nn.Module):
