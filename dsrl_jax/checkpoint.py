@@ -43,7 +43,7 @@ class Checkpoints:
     """Saves and restores the state of one run; made by `open`, every process calls every method."""
 
     def __init__(self, workdir, keep, every, best):
-        self.folder = _writable(workdir)
+        self.folder = _shared(workdir)
         self._best = best
         for path in sorted(self.folder.glob('*.orbax-checkpoint-tmp*')):
             _warn(f'{path}: half-written checkpoint of a stopped run, removed')
@@ -299,6 +299,18 @@ def _named(tree):
 def _steps(folder):
     """Complete checkpoints, newest first; orbax gives a step its plain number once it is whole."""
     return sorted((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), reverse=True)
+
+
+def _shared(workdir):
+    """WORKDIR/checkpoints, made by the first process and seen by all."""
+    folder = pathlib.Path(workdir).absolute() / FOLDER
+    if jax.process_index() == 0:
+        _writable(workdir)
+    multihost_utils.sync_global_devices('dsrl_jax:workdir')
+    if not folder.is_dir():
+        found = f'no such folder on process {jax.process_index()}'
+        raise UserError(folder, found, 'one that all processes share', 'choose --workdir.')
+    return folder
 
 
 def _writable(workdir):
