@@ -48,9 +48,9 @@ MAY_IMPORT = {
     'roofline': ('timing',),
     'profiling': ('errors',),
     'tasks': (
-        *('accumulation', 'cityscapes_scores', 'config', 'data', 'gallery', 'inference'),
-        *('keypoints', 'losses', 'metrics', 'multi_scale', 'ops', 'parallel', 'pose_scores'),
-        *('resident', 'step', 'errors'),
+        *('accumulation', 'cityscapes_scores', 'config', 'data', 'detailed', 'gallery'),
+        *('inference', 'keypoints', 'losses', 'metrics', 'multi_scale', 'ops', 'parallel'),
+        *('pose_scores', 'resident', 'step', 'errors'),
     ),
     'workload': (
         *('config', 'graphs', 'inference', 'models', 'optimizer', 'ops'),
@@ -64,6 +64,10 @@ MAY_IMPORT = {
     'paper_tables': ('paper_costs',),
     'paper_runs': (
         *('config', 'costs', 'data', 'experiment', 'inference', 'models', 'paper_tables'),
+        *('report', 'tasks', 'errors'),
+    ),
+    'paper_command': (
+        *('config', 'inference', 'paper_figures', 'paper_runs', 'paper_tables', 'photographs'),
         *('report', 'errors'),
     ),
     'paper_figures': ('config', 'data', 'inference', 'metrics', 'ops', 'report', 'errors'),
