@@ -36,6 +36,7 @@ def line(title, dsrl, *, val=None, ours=None, gflops='1.35', macs=2.0e9, paper_r
 RECORD = {
     'name': 'table2',
     'title': 'Table 2',
+    'task': 'segmentation',
     'measures': ['val'],
     'splits': ['test'],
     'data': 'camvid',
