@@ -125,6 +125,14 @@ def test_a_reading_is_that_of_an_evaluation(workdir, decode):
     )
 
 
+def test_the_readings_differ_and_their_confidence_does_not(workdir):
+    (folder,) = workdir.glob('runs/*-full-*')
+    texts = [(folder / f'results_val_{decode}.json').read_text() for decode in DECODES]
+    assert len(set(texts)) == 3
+    found = [[e['keypoints'][2::3] for e in json.loads(text)] for text in texts]
+    assert found[0] == found[1] == found[2]
+
+
 def test_the_kept_result_has_the_curve_of_the_task(workdir):
     for folder in workdir.glob('runs/*'):
         result = experiment.read(folder)
