@@ -12,7 +12,15 @@ import jax
 import numpy as np
 
 from dsrl_jax import config as configs
-from dsrl_jax import inference, losses, metrics, parallel, pose_scores
+from dsrl_jax import (
+    inference,
+    losses,
+    metrics,
+    parallel,
+    person_gallery,
+    pose_inference,
+    pose_scores,
+)
 from dsrl_jax import keypoints as joints_of
 from dsrl_jax.data import person_batches, person_boxes
 from dsrl_jax.data.frequencies import spaced
@@ -25,8 +33,11 @@ _CLASS_MAPS = (
     *('data.labelled', 'data.unlabelled', 'ce.weights', 'ce.labels', 'ce.ohem'),
     *('eval.classes', 'eval.scales', 'eval.window'),
 )
-# What a result is made of, by the names of batch and step.
-_PEOPLE = ('image_id', 'joints', 'confidence', 'center', 'scale', 'score')
+# What is kept of every person, by the names of batch and step; `truth` are the batch's joints.
+_PEOPLE = (
+    *('index', 'image_id', 'center', 'scale', 'score', 'joints', 'confidence'),
+    *('truth', 'visible'),
+)
 
 
 def check_source(source) -> None:
@@ -119,23 +130,15 @@ def jit_eval_step(network, config, source, *, sr: bool) -> Callable:
     """The compiled `step(variables, batch)`: joints [B,J,2] in heatmap pixels, confidence [B,J].
 
     Those come with the rest of `_PEOPLE`, `valid`, and with `sr` the sums of PSNR and SSIM; all of
-    them whole on every process. With pose.flip_test the heatmaps are the mean over the mirror.
+    them whole on every process. The joints are those of pose_inference.joint_function.
     """
-    pose, order = config.pose, joints_of.mirrored(source.keypoints)
-
-    def maps(variables, image, sr):
-        outputs = network.apply(variables, image, train=False, sr=sr)
-        return losses.heatmap_scores(outputs, network.result_size(image.shape[1:3])), outputs
+    find = pose_inference.joint_function(network, config, source.keypoints)
 
     def eval_step(variables: dict, batch: dict) -> dict:
         image = resize.small_input(batch['target'], config.scale, config.data)
-        found, outputs = maps(variables, image, sr)
-        if pose.flip_test:
-            mirrored, _ = maps(variables, image[:, :, ::-1], False)
-            found = heatmaps.merge_flipped(found, mirrored, order, pose.encode)
-        joints, confidence = heatmaps.decode(found, pose.decode, pose.sigma)
+        joints, confidence, outputs = find(variables, image, sr)
         people = {name: batch[name] for name in (*_PEOPLE, 'valid') if name in batch}
-        people |= {'joints': joints, 'confidence': confidence}
+        people |= {'truth': batch['joints'], 'joints': joints, 'confidence': confidence}
         quality = image_quality(outputs, batch, config)[0] if sr else {}
         return people | quality
 
@@ -157,7 +160,8 @@ def evaluate(
 
     Returns plain numbers: people, images, AP, AP50, ..., the `boxes` and the `protocol` in words,
     and with `sr` psnr and ssim of the SR image beside bicubic enlargement's. `pictures`: folder for
-    results.json, what was scored. `watch`: functions called with every entry of it.
+    results.json, what was scored, and the pictures of person_gallery. `watch`: functions called
+    with every entry of the results.
     """
     step = step_fn or jit_eval_step(network, config, source, sr=sr)
     quality = {f'{name}quality': metrics.ImageQuality.empty() for name in ('', 'bicubic_')}
@@ -169,18 +173,19 @@ def evaluate(
             rows.append(found[name][found['valid']])
     people = {name: np.concatenate(rows) for name, rows in people.items()}
     pose, view = config.pose, configs.eval_size(config)
-    size = network.result_size(inference.input_size(config, view))
-    people['joints'] = heatmaps.to_image(
-        people['joints'], people['center'], people['scale'], size, pose.encode
-    )
-    kept = pose_scores.results(
-        people, source.keypoints, nms=pose.nms, soft_nms=pose.soft_nms, rescore=pose.rescore
-    )
+    small = inference.input_size(config, view)
+    size = network.result_size(small)
+    for name, pixels in (('joints', size), ('truth', small)):
+        people[name] = heatmaps.to_image(
+            people[name], people['center'], people['scale'], pixels, pose.encode
+        )
+    kept = pose_inference.kept(people, source.keypoints, pose)
     for look in watch:
         for entry in kept:
             look(entry)
     if pictures and jax.process_index() == 0:
         _write(pathlib.Path(pictures), kept)
+        person_gallery.save(pictures, source, people, config.eval.pictures)
     scores = {
         'people': len(people['score']),
         'images': len(np.unique(people['image_id'])),
