@@ -113,7 +113,7 @@ def _super_resolution(trained, elements):
 
 
 def _poses(trained, elements):
-    """Figure 9: a person, the true joints, and those of every run in the same box."""
+    """Figure 9: a person, the labelled joints, and where every run has them in the same box."""
     rows, captions = [], []
     for element in elements:
         model = next(iter(trained.values()))[0]
@@ -126,9 +126,9 @@ def _poses(trained, elements):
         row = [view, draw(view, place(truth)[None], visible[None], *style)]
         for title, (model, _) in trained.items():
             found = model.predict(element['image'], [element['box']])
-            row.append(draw(view, place(found.joints), found.confidence, *style))
+            row.append(draw(view, place(found.joints), visible[None], *style))
             apart = np.linalg.norm(found.joints[0] - truth, axis=-1)[visible].mean()
-            words.append(f'{title}: {100 * apart / size[1]:.0f} % of the view off')
+            words.append(f'{title}: {100 * apart / size[1]:.0f} % of the height off')
         rows.append(row)
         captions.append(('image', 'truth', *words))
     return rows, captions

@@ -46,7 +46,9 @@ def _picture(image, person, off, source):
     if np.isfinite(off):
         pictures.append(draw(view, place(person['truth'])[None], person['visible'][None], *style))
         captions.append('truth')
-    joints, confidence = place(person['joints'])[None], person['confidence'][None]
-    pictures.append(draw(view, joints, confidence, *style))
-    known = f', {100 * off:.0f} % of the view off' if np.isfinite(off) else ''
+    # What is measured, however sure the network is; without a truth what it is sure of.
+    shown, known = person['confidence'], ''
+    if np.isfinite(off):
+        shown, known = person['visible'], f', {100 * off:.0f} % of the height off'
+    pictures.append(draw(view, place(person['joints'])[None], shown[None], *style))
     return grid([pictures], [[*captions, f'prediction{known}']], cell_width=320)

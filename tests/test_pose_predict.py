@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,7 +11,7 @@ from refusals import TINY as TOY
 from refusals import assert_one_line, refused
 from test_pose_training import COUNT, JOINTS, Blobs, flags
 
-from dsrl_jax import cli, data, inference, model_directory, paper_figures
+from dsrl_jax import cli, data, inference, model_directory, paper_figures, tasks
 from dsrl_jax import config as configs
 from dsrl_jax.data import picture_boxes
 from dsrl_jax.errors import UserError
@@ -35,7 +36,13 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def model(run):
-    return inference.from_workdir(run)[0]
+    """The run's network with other weights, whose heatmaps have peaks all over."""
+    model = inference.from_workdir(run)[0]
+    rng = np.random.default_rng(1)
+    noisy = jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape), model.variables['params'])
+    noisy = jax.tree.map(np.float32, noisy)
+    model.variables = {**model.variables, 'params': noisy}
+    return model
 
 
 @pytest.fixture(scope='module')
@@ -50,17 +57,22 @@ def numbers(entries):
     return np.array([[*entry['keypoints'], entry['score']] for entry in entries])
 
 
-def test_prediction_is_evaluation(run, model):
-    """The true boxes of a split give the results that its score was taken of."""
-    scored = json.loads((run / 'eval_val' / 'results.json').read_text())
-    source, found = Blobs('val'), []
+def test_prediction_is_evaluation(model, tmp_path):
+    """The true boxes of a split give the results that its score is taken of."""
+    source, found, places = Blobs('val'), [], []
+    about = {'sr': False, 'pictures': tmp_path}
+    scores = tasks.pose.evaluate(model.network, model.variables, model.config, source, **about)
+    scored = json.loads((tmp_path / 'results.json').read_text())
     for element in (source[index] for index in range(len(source))):
         result = model.predict(element['image'], [element['box']])
         assert result.joints.shape == (1, COUNT, 2) and result.confidence.shape == (1, COUNT)
+        places.append(result.joints - element['box'][:2])
         found += result.to_coco(int(element['image_id']))
-    plain = ('image_id', 'category_id')
-    assert [[e[k] for k in plain] for e in found] == [[e[k] for k in plain] for e in scored]
-    np.testing.assert_allclose(numbers(found), numbers(scored), atol=1e-3)
+    assert scores['people'] == len(found) == len(scored)
+    assert np.ptp(np.concatenate(places), axis=0).min() > 5  # not one place for all
+    for key in ('image_id', 'category_id'):
+        assert [entry[key] for entry in found] == [entry[key] for entry in scored]
+    np.testing.assert_allclose(numbers(found), numbers(scored), rtol=1e-3, atol=1e-2)
 
 
 def test_people_in_batches_are_people_alone(model):
@@ -72,15 +84,15 @@ def test_people_in_batches_are_people_alone(model):
     assert many.joints.shape == (11, COUNT, 2) and np.array_equal(many.boxes, boxes)
     for row in (0, 7, 10):
         alone = model.predict(image, boxes[row : row + 1])
-        np.testing.assert_allclose(alone.joints[0], many.joints[row], atol=1e-3)
-        np.testing.assert_allclose(alone.scores[0], many.scores[row], atol=1e-5)
+        np.testing.assert_allclose(alone.joints[0], many.joints[row], atol=1e-2)
+        np.testing.assert_allclose(alone.scores[0], many.scores[row], rtol=1e-3)
     assert len(model.predict(image, []).to_coco(1)) == 0
     twice = model.predict(image, [boxes[0], boxes[0]])
     assert len(twice.joints) == 2 and len(twice.to_coco(5)) == 1  # one person
     whole = model.predict(image)
     assert whole.boxes.tolist() == [[0, 0, 96, 128]]
     assert np.array_equal(whole.joints, model.predict(image, [[0, 0, 96, 128]]).joints)
-    assert np.array_equal(whole.overlay(threshold=2.0), image)
+    assert np.array_equal(whole.overlay(threshold=np.inf), image)
     assert not np.array_equal(whole.overlay(threshold=-1.0), image)
 
 
@@ -163,7 +175,7 @@ def test_the_command_writes_skeletons_and_results(exported, photos, tmp_path, ca
     for path, entry, score in zip(photos, written, (0.5, 1)):
         result = model.predict(path, [box])
         expected = numbers(result.to_coco(0)) * np.array([1] * 3 * COUNT + [score])
-        np.testing.assert_allclose(numbers([entry]), expected, atol=1e-4)
+        np.testing.assert_allclose(numbers([entry]), expected, rtol=1e-3, atol=1e-2)
         overlay = np.asarray(Image.open(tmp_path / 'out' / f'{path.stem}_overlay.png'))
         assert overlay.shape == result.image.shape
     assert cli.main([*argv, str(photos[0])]) == 0
