@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw
 CONFIDENT = 0.2  # what is less sure is not drawn
 _ACROSS = (60, 220, 60)  # of a line from left to right
 _EDGE = (20, 22, 26)
-_THICKNESS, _THINNEST = 1 / 64, 1.3  # of a line: share of the person, and pixels
+_THICKNESS, _THINNEST = 1 / 80, 1.3  # of a line: share of the person, and pixels
 _FINE, _LARGEST = 4, 4096  # drawn so many times larger, at most so many pixels a side, and shrunk
 
 
