@@ -9,11 +9,19 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dsrl_jax import config as configs
-from dsrl_jax import data, inference, losses, metrics, parallel, pose_scores
+from dsrl_jax import (
+    data,
+    inference,
+    losses,
+    metrics,
+    parallel,
+    person_gallery,
+    pose_inference,
+    pose_scores,
+)
 from dsrl_jax import keypoints as joints_of
 from dsrl_jax.data import person_batches, person_boxes
 from dsrl_jax.data.frequencies import spaced
@@ -28,8 +36,11 @@ _CLASS_MAPS = (
     *('data.labelled', 'data.unlabelled', 'ce.weights', 'ce.labels', 'ce.ohem'),
     *('eval.classes', 'eval.scales', 'eval.window'),
 )
-# What a result is made of, by the names of batch and step.
-_PEOPLE = ('image_id', 'joints', 'confidence', 'center', 'scale', 'score')
+# What is kept of every person, by the names of batch and step; `truth` are the batch's joints.
+_PEOPLE = (
+    *('index', 'image_id', 'center', 'scale', 'score', 'joints', 'confidence'),
+    *('truth', 'visible'),
+)
 
 
 def check_source(source) -> None:
@@ -122,32 +133,20 @@ def jit_eval_step(network, config, source, *, sr: bool) -> Callable:
     """The compiled `step(variables, batch)`: joints [B,J,2] in heatmap pixels, confidence [B,J].
 
     Those come with the rest of `_PEOPLE`, `valid`, and with `sr` the sums of PSNR and SSIM; all of
-    them whole on every process. With pose.flip_test the heatmaps are the mean over the mirror.
+    them whole on every process. The joints are those of pose_inference.joint_function.
     """
     return _jit_step(network, config, source, (config.pose.decode,), sr=sr)
 
 
 def _jit_step(network, config, source, decodes, *, sr: bool) -> Callable:
     """The step of one decoding; of several from one pass, [B,several,J,..] of each."""
-    pose, order = config.pose, joints_of.mirrored(source.keypoints)
-
-    def decode(found):
-        read = [heatmaps.decode(found, kind, pose.sigma) for kind in decodes]
-        return read[0] if len(read) == 1 else [jnp.stack(part, 1) for part in zip(*read)]
-
-    def maps(variables, image, sr):
-        outputs = network.apply(variables, image, train=False, sr=sr)
-        return losses.heatmap_scores(outputs, network.result_size(image.shape[1:3])), outputs
+    find = pose_inference.joint_function(network, config, source.keypoints, decodes)
 
     def eval_step(variables: dict, batch: dict) -> dict:
         image = resize.small_input(batch['target'], config.scale, config.data)
-        found, outputs = maps(variables, image, sr)
-        if pose.flip_test:
-            mirrored, _ = maps(variables, image[:, :, ::-1], False)
-            found = heatmaps.merge_flipped(found, mirrored, order, pose.encode)
-        joints, confidence = decode(found)
+        joints, confidence, outputs = find(variables, image, sr)
         people = {name: batch[name] for name in (*_PEOPLE, 'valid') if name in batch}
-        people |= {'joints': joints, 'confidence': confidence}
+        people |= {'truth': batch['joints'], 'joints': joints, 'confidence': confidence}
         quality = image_quality(outputs, batch, config)[0] if sr else {}
         return people | quality
 
@@ -169,16 +168,19 @@ def evaluate(
 
     Returns plain numbers: people, images, AP, AP50, ..., the `boxes` and the `protocol` in words,
     and with `sr` psnr and ssim of the SR image beside bicubic enlargement's. `pictures`: folder for
-    results.json, what was scored. `watch`: functions called with every entry of it.
+    results.json, what was scored, and the pictures of person_gallery. `watch`: functions called
+    with every entry of the results.
     """
     step = step_fn or jit_eval_step(network, config, source, sr=sr)
     people, quality = _collect(step, variables, config, source, sr)
-    kept = _keep(people, network, config, source)
+    people = _placed(people, network, config)
+    kept = pose_inference.kept(people, source.keypoints, config.pose)
     for look in watch:
         for entry in kept:
             look(entry)
     if pictures and jax.process_index() == 0:
         _write(pathlib.Path(pictures) / 'results.json', kept)
+        person_gallery.save(pictures, source, people, config.eval.pictures)
     scores = _summary(people, network, config, config.pose.decode)
     scores |= pose_scores.score(kept, source.ground_truth(), source.keypoints)
     if sr:
@@ -201,7 +203,8 @@ def final_scores(network, variables, config, split: str, folder) -> dict:
     truth, decoded = source.ground_truth(), {}
     for place, decode in enumerate(decodes):
         read = {name: people[name][:, place] for name in ('joints', 'confidence')}
-        kept = _keep({**people, **read}, network, config, source)
+        read = _placed(people | read, network, config)
+        kept = pose_inference.kept(read, source.keypoints, config.pose)
         decoded[decode] = pose_scores.score(kept, truth, source.keypoints)
         if jax.process_index() == 0:
             _write(pathlib.Path(folder) / f'results_{split}_{decode}.json', kept)
@@ -233,17 +236,14 @@ def _collect(step, variables, config, source, sr):
     return {name: np.concatenate(rows) for name, rows in people.items()}, quality
 
 
-def _keep(people, network, config, source) -> list[dict]:
-    """COCO results of the people, their joints in heatmap pixels brought to their images."""
-    pose, size = config.pose, _sizes(network, config)[1]
-    joints = heatmaps.to_image(
-        people['joints'], people['center'], people['scale'], size, pose.encode
-    )
-    return pose_scores.results(
-        {**people, 'joints': joints},
-        source.keypoints,
-        **{'nms': pose.nms, 'soft_nms': pose.soft_nms, 'rescore': pose.rescore},
-    )
+def _placed(people, network, config):
+    """The people, their joints and the truth in pixels of their images."""
+    small, maps = _sizes(network, config)
+    where, encode = (people['center'], people['scale']), config.pose.encode
+    return people | {
+        'joints': heatmaps.to_image(people['joints'], *where, maps, encode),
+        'truth': heatmaps.to_image(people['truth'], *where, small, encode),
+    }
 
 
 def _summary(people, network, config, decoded):
