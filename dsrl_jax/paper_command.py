@@ -9,7 +9,7 @@ from dsrl_jax.paper_figures import FIGURES
 from dsrl_jax.paper_tables import TABLES
 from dsrl_jax.report import paper
 
-WHAT = tuple(dict.fromkeys((*TABLES, 'figure1', *FIGURES, 'photographs')))
+WHAT = (*TABLES, 'figure1', *FIGURES, 'photographs')
 # By task; the first is the default.
 DATASETS = {'segmentation': ('camvid', 'synthetic'), 'pose': ('coco',)}
 _NETS = {'segmentation': 'espnetv2', 'pose': 'hrnet_w32'}
