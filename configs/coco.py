@@ -10,16 +10,14 @@ the input; with DSRL they are half of it.
 The recipe is HRNet's own: Adam at 1e-3, a tenth of it after epochs 170 and 200 of 210, 32 people on
 each of 4 GPUs, no weight decay in effect. Its encoder starts from ImageNet weights
 (`--config.model.init_from`). The paper says neither the weights of its three losses for pose nor
-the sigma of its heatmaps: the weights are those of segmentation, the sigmas stand below.
+the sigma of its heatmaps: the weights are those of segmentation, the sigmas are in the
+proportion of those in use (defaults.heatmap_sigma).
 """
 
 from dsrl_jax import config as configs
 from dsrl_jax.errors import lookup
 
 SIZES = {name: configs.parse_size(name) for name in ('256x192', '160x128', '128x96')}
-# Height of the heatmaps -> sigma in their pixels: 1 at 32x24 (DarkPose), 2 at 64x48 and 3 at 128x96
-# (HRNet trains 2 at 64x48, 3 at 96x72); those of 160x128, which nobody prints, in proportion to 32.
-SIGMA = {32: 1.0, 40: 1.25, 64: 2.0, 80: 2.5, 128: 3.0}
 EPOCHS, DROPS = 210, (170, 200)
 
 
@@ -54,7 +52,7 @@ def get_config(arg=''):
     config.sssr.head = arg.head
 
     config.pose.encode = arg.encode
-    config.pose.sigma = SIGMA[height // (4 if arg.dsrl == 'none' else 2)]
+    config.pose.sigma = configs.heatmap_sigma(height // (4 if arg.dsrl == 'none' else 2))
 
     config.optimizer.name = 'adam'
     config.optimizer.lr = 1e-3

@@ -12,7 +12,7 @@ __all__ = ['convert', 'load', 'train', 'wrap']
 
 
 def load(directory):
-    """The model that `dsrl export` wrote: `load(DIR).predict(image)` gives labels of its size."""
+    """The model that `dsrl export` wrote: `load(DIR).predict(image)` gives labels or joints."""
     from dsrl_jax import inference
 
     return inference.load(directory)

@@ -14,7 +14,7 @@ VERBS = {
     'train': ('dsrl_jax.train', 'train a network and score it'),
     'eval': ('dsrl_jax.evaluate', 'score a training run or an exported model'),
     'export': ('dsrl_jax.export', 'write the inference-only network'),
-    'predict': ('dsrl_jax.predict', 'class maps, colours and overlays of pictures'),
+    'predict': ('dsrl_jax.predict', 'class maps, or skeletons of people, on pictures'),
     'convert': ('dsrl_jax.convert', "bring another project's weights into a model directory"),
     'data': ('dsrl_jax.data.command', 'check, show, pack or generate a data set'),
     'flops': ('dsrl_jax.flops', 'parameters and multiply-adds, with and without the head'),

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 
 import ml_collections
 
-from dsrl_jax.defaults import CHOICES, DSRL_MODES, RANGES, base
+from dsrl_jax.defaults import CHOICES, DSRL_MODES, RANGES, base, heatmap_sigma
 from dsrl_jax.errors import UserError, nearest, one_of
 
-__all__ = ['CHOICES', 'DSRL_MODES', 'base']
+__all__ = ['CHOICES', 'DSRL_MODES', 'base', 'heatmap_sigma']
 
 
 def parse_arg(arg: str, **spec):

@@ -12,9 +12,11 @@ from dsrl_jax import config as configs
 from dsrl_jax import inference, model_directory, pretrained
 from dsrl_jax.data.folder import read_classes
 from dsrl_jax.data.palettes import PALETTES
+from dsrl_jax.data.persons import colors
 from dsrl_jax.errors import UserError, lookup, nearest, one_of
 from dsrl_jax.foreign import TABLES
 from dsrl_jax.foreign.preprocessing import PREPROCESSING
+from dsrl_jax.keypoints import COCO
 from dsrl_jax.pretrained import from_torch, to_torch
 
 __all__ = ['flags', 'from_torch', 'main', 'to_torch']
@@ -64,11 +66,18 @@ def main(args) -> int:
     config.model.update(net=args.net, dsrl='none', **options)
     size = configs.parse_size(args.size)
     config.data.update(name='', size=size, eval_fit='resize', **preprocessing)
-    classes = _classes(args.classes, outputs)
     config.model.num_classes = outputs
     config.lock()
+    is_pose = inference.build_network(config, outputs).task == 'pose'
+    keypoints = _joints(args.classes, outputs) if is_pose else None
+    if keypoints:
+        classes = dict(zip(keypoints.names, colors(keypoints)))
+    else:
+        classes = _classes(args.classes, outputs)
     wrapped = {kind: {'network': tree} for kind, tree in variables.items()}
-    model = inference.Model(config, wrapped, list(classes), list(classes.values()))
+    model = inference.Model(
+        config, wrapped, list(classes), list(classes.values()), keypoints=keypoints
+    )
     inference.check_size(model.network, config)
     report = model_directory.write(
         args.output, model, report={}, kind='converted', step=None, source=args.weights
@@ -79,6 +88,17 @@ def main(args) -> int:
     print(f'model.jaxexport: arg-max equal at {report["stablehlo_agreement"]:.4%} of pixels')
     print(f'written to {args.output}')
     return 0
+
+
+def _joints(name: str | None, outputs: int):
+    """COCO's joints, of a network that has an output for each of them."""
+    if name:
+        expected = 'none for a network for pose, whose classes are joints'
+        raise UserError('--classes', repr(name), expected, 'leave it out.')
+    if outputs != len(COCO.names):
+        found, expected = f'{outputs} outputs', f"{len(COCO.names)}: COCO's joints"
+        raise UserError('--num_classes', found, expected, 'give weights trained on COCO.')
+    return COCO
 
 
 def _classes(name: str | None, outputs: int) -> dict[str, tuple[int, int, int]]:

@@ -57,6 +57,15 @@ RANGES = {
 }
 
 
+def heatmap_sigma(height: int) -> float:
+    """Sigma in pixels of heatmaps of that many rows, from those that are in use.
+
+    1 at 32x24 (DarkPose), 2 at 64x48, 3 at 96x72 (HRNet), in proportion between these; outside of
+    them it stays. The paper says none: its 80x64 and 128x96 have 2.5 and 3 so.
+    """
+    return min(max(height / 32, 1.0), 3.0)
+
+
 def base() -> ml_collections.ConfigDict:
     """Every field with its default; an experiment in `configs/` changes what differs."""
     section = ml_collections.ConfigDict

@@ -9,12 +9,10 @@ import subprocess
 
 import numpy as np
 
-from dsrl_jax import __version__, data, detailed, inference, roofline, train
+from dsrl_jax import __version__, inference, roofline, tasks, train
 from dsrl_jax import config as configs
-from dsrl_jax.data import camvid
 from dsrl_jax.errors import UserError
 from dsrl_jax.logger import read_metrics
-from dsrl_jax.tasks import segmentation
 
 RESULT = 'result.json'
 
@@ -22,12 +20,12 @@ RESULT = 'result.json'
 def run(config, folder, splits=('test',)) -> dict | None:
     """Train in `folder`, going on where it stopped, and score the final weights on `splits`.
 
-    The result stands in result.json there, the counts of every image beside it (counts_SPLIT.npz,
-    see detailed.count); a finished run is read from there. Keys: config, seed, commit, device,
-    versions, date, steps, images_per_second, minutes (of training alone), curve (mIoU of
-    data.eval_split while training), sr (PSNR and SSIM of the SR branch there, beside bicubic),
-    scores {split: detailed.pooled}; CamVid's test split also by drive. None where SIGTERM stopped
-    the training. UserError where the folder holds the result of another configuration.
+    The result stands in result.json there, beside it what the task keeps of every image; a finished
+    run is read from there. Keys: config, seed, commit, device, versions, date, steps,
+    images_per_second, minutes (of training alone), curve (the task's SCORE of data.eval_split while
+    training), sr (PSNR and SSIM of the SR branch there, beside bicubic), scores: the task's
+    final_scores. None where SIGTERM stopped the training. UserError where the folder holds the
+    result of another configuration.
     """
     folder, settings = pathlib.Path(folder), configs.to_dict(config)
     result = read(folder)
@@ -43,7 +41,8 @@ def run(config, folder, splits=('test',)) -> dict | None:
     if missing:
         model, variables, _ = inference.from_workdir(folder)
         for split in missing:
-            result['scores'] |= _score(model, variables, config, split, folder)
+            score = tasks.of(model.network).final_scores
+            result['scores'] |= score(model.network, variables, config, split, folder)
         _write(folder / RESULT, result)
     return result
 
@@ -83,9 +82,10 @@ def _training(folder):
     config = configs.load_json(folder / 'config.json')
     rate = float(np.median(rates)) if rates else None
     each = config.data.batch_size / rate / 60 if rate else None
-    name = f'eval/{config.data.eval_split}/miou'
+    score = tasks.of(inference.build_network(config, 2)).SCORE
+    name = f'eval/{config.data.eval_split}/{score}'
     curve = [
-        {'step': r['step'], 'miou': r[name], 'minutes': each and r['step'] * each}
+        {'step': r['step'], score: r[name], 'minutes': each and r['step'] * each}
         for r in records
         if name in r
     ]
@@ -100,20 +100,6 @@ def _training(folder):
         'curve': curve,
         'sr': measured if measured['psnr'] is not None else None,
     }
-
-
-def _score(model, variables, config, split, folder):
-    source = data.build(config.data, split)
-    predictions = segmentation.predictions(model.network, variables, config, source)
-    arrays = detailed.count(predictions, source)
-    path = folder / f'counts_{split}.npz'
-    np.savez_compressed(path, **arrays)
-    scores = {split: detailed.pooled(arrays, source.classes)}
-    if config.data.name == 'camvid' and split == 'test':
-        for drive in camvid.TEST_DRIVES:
-            rows = np.char.startswith(arrays['names'], f'{drive}_')
-            scores[f'test_{drive}'] = detailed.pooled(arrays, source.classes, rows=rows)
-    return scores
 
 
 def _write(path, result):

@@ -70,7 +70,8 @@ def folded(model: inference.Model) -> inference.Model:
     size = inference.input_size(model.config, configs.eval_size(model.config))
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     variables = fold(model.variables, norms(model.network, image))
-    return inference.Model(model.config, variables, model.classes, model.colors, folded=True)
+    names = {'classes': model.classes, 'colors': model.colors, 'keypoints': model.keypoints}
+    return inference.Model(model.config, variables, **names, folded=True)
 
 
 def compare(network, variables, other, other_variables, model, target) -> dict:

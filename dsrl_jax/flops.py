@@ -97,16 +97,22 @@ def paper(net: str | None = None) -> list[dict]:
     for row in rows:
         height, width = row['input']
         size = f'{height}x{width}'
-        print(
-            f'{row["table"]:<5}{row["network"]:<29}{size:<10}{row["paper"]:8.2f}{row["ours"]:12.3f}'
-            f'  {row["ratio"]:.3f}   {row["verdict"]:<16}{row["convention"]}'
-            + (f' ({row["note"]})' if row['note'] else '')
-        )
+        words = row['convention'] + (f' ({row["note"]})' if row['note'] else '')
+        lines = [(row['network'], row['ours'], row['ratio'], row['verdict'], words)]
+        if row['head'] is not None:
+            ours = row['ours'] + row['head']
+            words = f'{row["head"]:.4f} of it the head, in the same unit'
+            lines += [(f'{row["network"]} + DSRL', ours, row['paper'] / ours, 'with head', words)]
+        for network, ours, ratio, verdict, words in lines:
+            print(
+                f'{row["table"]:<5}{network:<29}{size:<10}{row["paper"]:8.2f}{ours:12.3f}'
+                f'  {ratio:.3f}   {verdict:<16}{words}'
+            )
     verdicts = [row['verdict'] for row in rows]
     found = ', '.join(f'{verdicts.count(name)} {name}' for name in paper_costs.VERDICTS)
     print(
-        f'{len(rows)} figures in GFLOPs: {found}. Ratio = paper / ours. No row holds the '
-        'super-resolution head; [20] is Liu et al., CVPR 2019.'
+        f'{len(rows)} figures in GFLOPs: {found}. Ratio = paper / ours. No figure of the paper '
+        'holds the super-resolution head; [20] is Liu et al., CVPR 2019.'
     )
     print(json.dumps({'rows': rows}), flush=True)
     return rows

@@ -10,15 +10,17 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dsrl_jax import checkpoint, graphs, models
+from dsrl_jax import checkpoint, graphs, models, pose_inference
 from dsrl_jax import config as configs
 from dsrl_jax.data import geometry, sources
 from dsrl_jax.errors import UserError
+from dsrl_jax.keypoints import Keypoints
 from dsrl_jax.metrics import bicubic
 from dsrl_jax.models.dsrl import inference_variables
 from dsrl_jax.models.heads import logits
 from dsrl_jax.ops import resize
 from dsrl_jax.ops.scores import arg_max
+from dsrl_jax.pose_inference import PoseResult
 from dsrl_jax.report.overlay import colorize, overlay
 
 
@@ -47,7 +49,10 @@ class Result:
 
 
 class Model:
-    """Network, weights and the names of its classes; `variables` hold what inference needs."""
+    """Network, weights and the names of its classes; `variables` hold what inference needs.
+
+    `keypoints` are the joints of a network for poses, whose classes they are.
+    """
 
     def __init__(
         self,
@@ -57,32 +62,49 @@ class Model:
         colors: list[tuple[int, int, int]],
         *,
         folded: bool = False,
+        keypoints: Keypoints | None = None,
     ):
         self.config, self.classes, self.colors = config, list(classes), [tuple(c) for c in colors]
-        self.folded = folded
+        self.folded, self.keypoints = folded, keypoints
         self.network = build_network(config, len(self.classes), folded=folded)
         self.variables = variables
         decide = RESULTS[self.network.task]
         self.label_map = jax.jit(decide(self.network, config, len(self.classes)))
 
-    def predict(self, image, *, resize: bool = True) -> Result:
+    def predict(self, image, boxes=None, *, resize: bool = True) -> Result | PoseResult:
         """Classes of an image: uint8 [H,W,3], or the path of a picture, of any size.
 
         The image is the large view, brought to the size the model was made for as its
         evaluation does (resized, or shrunk only if too large and then padded) and shrunk by the
         shared filter to the network's input. `resize=False` keeps the image's own size and pads
         it to one the network can take. The labels come back at the image's own size.
+
+        A model for poses gives the joints in `boxes` [[x, y, width, height], ...] in pixels of the
+        image, or with None in the whole image as one box; see pose_inference.predict.
         """
         image = sources.read_image(image) if isinstance(image, str | pathlib.Path) else image
         image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             found = f'{image.dtype} {list(image.shape)}'
             raise UserError('predict', found, 'uint8 [height, width, 3]', 'convert the image.')
+        if self.network.task == 'pose':
+            if not resize:
+                expected = 'a network for segmentation: people are cut out of the image'
+                raise UserError('resize=False', 'a network for pose', expected, 'leave it out.')
+            return pose_inference.predict(self, image, boxes)
+        if boxes is not None:
+            expected = 'a network for pose, which looks for one person in each'
+            raise UserError('boxes', 'a network for segmentation', expected, 'leave them out.')
         view = self._fit(image) if resize else self._pad(image)
         run = self._at_own_size if resize else self.label_map  # other sizes come and go
         found = np.asarray(run(self.variables, view['target'][None]))[0]
         labels = _region_to_image(found, view['region'], image.shape[:2])
         return Result(labels, image, self.classes, self.colors)
+
+    @functools.cached_property
+    def find_joints(self):
+        """The compiled function of pose_inference.view_function."""
+        return jax.jit(pose_inference.view_function(self.network, self.config, self.keypoints))
 
     @functools.cached_property
     def _at_own_size(self):
@@ -229,9 +251,10 @@ def load(directory: str | pathlib.Path) -> Model:
     config = ml_collections.ConfigDict(configs.base())
     configs.fill(config, saved['config'], str(directory / 'config.json'))
     network = build_network(config, len(saved['classes']), folded=saved['folded'])
+    names = read_names(network, saved, directory / 'config.json')
     shapes = abstract_variables(network, config)
     variables = checkpoint.load_params(directory / 'params', inference_variables(shapes))
-    return Model(config, variables, saved['classes'], saved['colors'], folded=saved['folded'])
+    return Model(config, variables, **names, folded=saved['folded'])
 
 
 def from_workdir(workdir: str | pathlib.Path) -> tuple[Model, dict, int]:
@@ -243,14 +266,29 @@ def from_workdir(workdir: str | pathlib.Path) -> tuple[Model, dict, int]:
     config = configs.load_json(workdir / 'config.json')
     dataset = read_named(workdir / 'dataset.json', {'classes', 'colors'})
     network = build_network(config, len(dataset['classes']))
+    names = read_names(network, dataset, workdir / 'dataset.json')
     shapes = abstract_variables(network, config)
     if config.ema:
         weights, step = checkpoint.restore_weights(workdir, {'ema': shapes})
         variables = weights['ema']
     else:
         variables, step = checkpoint.restore_weights(workdir, shapes)
-    model = Model(config, inference_variables(variables), dataset['classes'], dataset['colors'])
-    return model, variables, step
+    return Model(config, inference_variables(variables), **names), variables, step
+
+
+def names_of(thing) -> dict:
+    """`classes`, `colors` and, of people, `keypoints` of a source or a model, to be saved."""
+    names = {'classes': list(thing.classes), 'colors': [list(color) for color in thing.colors]}
+    keypoints = getattr(thing, 'keypoints', None)
+    return names | ({'keypoints': keypoints._asdict()} if keypoints else {})
+
+
+def read_names(network, saved: dict, path: pathlib.Path) -> dict:
+    """What `names_of` gave, out of a file; UserError where a network for poses lacks its joints."""
+    names = {key: saved[key] for key in ('classes', 'colors')}
+    if network.task == 'pose':
+        names['keypoints'] = pose_inference.read_joints(saved, path)
+    return names
 
 
 def abstract_variables(network, config) -> dict:

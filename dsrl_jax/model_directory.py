@@ -37,8 +37,7 @@ def write(output, model: inference.Model, *, formats=FORMATS, report: dict, **ab
         'dsrl_jax': __version__,
         **about,
         'folded': model.folded,
-        'classes': model.classes,
-        'colors': [list(color) for color in model.colors],
+        **inference.names_of(model),
         'config': configs.to_dict(config),
     }
     (output / 'config.json').write_text(json.dumps(saved, indent=2) + '\n')
@@ -119,7 +118,7 @@ Written by dsrl_jax {saved['dsrl_jax']}.
     import dsrl_jax
     result = dsrl_jax.load('this folder').predict(image)
 
-`model.jaxexport`, where present, is the function (params, images) -> classes for
+`model.jaxexport`, where present, is the function (params, images) -> {gives} for
 {', '.join(PLATFORMS)}, read by `jax.export.deserialize`.
 """
 

@@ -1,35 +1,36 @@
-"""The paper's figures drawn from trained runs: feature maps, segmentations, errors, SR pictures."""
+"""The paper's figures drawn from trained runs: feature maps, class maps, errors, SR, poses."""
 
+import itertools
 import pathlib
 
 import jax
 import numpy as np
 
 from dsrl_jax import config as configs
-from dsrl_jax import data, inference, metrics
-from dsrl_jax.data import geometry
+from dsrl_jax import data, inference, metrics, tasks
+from dsrl_jax.data import geometry, person_crop
 from dsrl_jax.errors import UserError, lookup
 from dsrl_jax.ops import resize
 from dsrl_jax.report import paper
 from dsrl_jax.report.overlay import colorize, error_map, grid, overlay, save_png
+from dsrl_jax.report.skeleton import closeup, draw
 
-SAMPLES = 3  # images of a figure, evenly spaced over the split
+SAMPLES = 3  # images or people of a figure, evenly spaced over the split
 
 
 def figure(name: str, runs: dict, config, output, split: str = 'val') -> pathlib.Path:
-    """Draw figure3 or figure5 ... figure8 from {title: workdir}, DSRL last -> path of the PNG.
+    """Draw figure3 or figure5 ... figure9 from {title: workdir}, DSRL last -> path of the PNG.
 
-    Images are of a split of `config`'s data. UserError for figure9 (poses), or where the
-    last run lacks the branches that the figure shows.
+    Images are of a split of `config`'s data. UserError where these or a run are of another task
+    than the figure, or where the last run lacks the branches that it shows.
     """
-    if name == 'figure9':
-        expected = 'a figure of segmentation: ' + ', '.join(FIGURES)
-        found = 'a figure of poses, which are not drawn here yet'
-        raise UserError(name, found, expected, 'choose one of these.')
-    draw = lookup(FIGURES, name, 'dsrl reproduce')
+    drawn, task = lookup(FIGURES, name, 'dsrl reproduce'), TASKS.get(name, 'segmentation')
+    source = data.build(config.data, split)
+    _need_task(name, task, f'the data set {config.data.name}', source)
     trained = {title: inference.from_workdir(folder)[:2] for title, folder in runs.items()}
-    elements = _samples(data.build(config.data, split))
-    rows, captions = draw(trained, elements)
+    for title, (model, _) in trained.items():
+        _need_task(name, task, f'the run {title!r}', model.network)
+    rows, captions = drawn(trained, SAMPLED[task](source))
     return save_png(grid(rows, captions, cell_width=320), pathlib.Path(output) / f'{name}.png')
 
 
@@ -111,7 +112,29 @@ def _super_resolution(trained, elements):
     return rows, captions
 
 
-# Figure 3 is the paper's comparison. Its captions of Figures 5 to 8 are not at hand: what these
+def _poses(trained, elements):
+    """Figure 9: a person, the labelled joints, and where every run has them in the same box."""
+    rows, captions = [], []
+    for element in elements:
+        model = next(iter(trained.values()))[0]
+        height, width = inference.input_size(model.config, configs.eval_size(model.config))
+        center, scale = person_crop.window(element['box'], width / height)
+        size = person_crop.UNIT * scale
+        view, place = closeup(element['image'], (*(center - size / 2), *size))
+        truth, visible = element['joints'], element['visible'] > 0
+        style, words = (model.keypoints, model.colors), []
+        row = [view, draw(view, place(truth)[None], visible[None], *style)]
+        for title, (model, _) in trained.items():
+            found = model.predict(element['image'], [element['box']])
+            row.append(draw(view, place(found.joints), visible[None], *style))
+            apart = np.linalg.norm(found.joints[0] - truth, axis=-1)[visible].mean()
+            words.append(f'{title}: {100 * apart / size[1]:.0f} % of the height off')
+        rows.append(row)
+        captions.append(('image', 'truth', *words))
+    return rows, captions
+
+
+# Figure 3 is the paper's comparison. Its captions of Figures 5 to 9 are not at hand: what these
 # show here is our choice, said in each function.
 FIGURES = {
     'figure3': _branches,
@@ -119,12 +142,33 @@ FIGURES = {
     'figure6': _segmentations,
     'figure7': _errors,
     'figure8': _super_resolution,
+    'figure9': _poses,
 }
+TASKS = {'figure9': 'pose'}  # of the others: segmentation
 
 
 def _samples(source):
     indices = np.linspace(0, len(source) - 1, min(SAMPLES, len(source))).astype(int)
     return [source[int(index)] for index in indices]
+
+
+def _people(source):
+    """The first person of each part of the split with most joints labelled, if there is one."""
+    ends = np.linspace(0, len(source), min(SAMPLES, len(source)) + 1).astype(int)
+    chosen = []
+    for start, stop in itertools.pairwise(ends.tolist()):
+        whole = (e for i in range(start, stop) if (e := source[i])['visible'].mean() > 0.5)
+        chosen.append(next(whole, None) or source[start])
+    return chosen
+
+
+SAMPLED = {'segmentation': _samples, 'pose': _people}
+
+
+def _need_task(name, task, where, thing):
+    if tasks.of(thing) is not tasks.TASKS[task]:
+        found = 'one for ' + next(t for t in tasks.TASKS if tasks.TASKS[t] is tasks.of(thing))
+        raise UserError(f'{name}, {where}', found, f'one for {task}', 'choose another figure.')
 
 
 def _need(model, *modes):

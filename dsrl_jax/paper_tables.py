@@ -1,8 +1,9 @@
 """What the paper prints in Tables 1 to 5 (Wang et al., CVPR 2020), as data.
 
 Figures only: labels, input sizes, scores in percent, GFLOPs. None is a figure not at hand; a guess
-is never put in its place. Rows that end in `FULL_SIZE` are ours alone: the plain network trained on
-full-size labels, without which the paper's gain cannot be judged.
+is never put in its place. Some rows are ours alone, without which the paper's gain cannot be
+judged: the plain network trained on full-size labels (`FULL_SIZE`), and for poses the head without
+the other parts of DSRL.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ class Row(NamedTuple):
     `dsrl` is the mode (config.DSRL_MODES), `labels` what the row is trained on (ce.labels: the
     paper's base learns labels of the input's size). `gflops` are the digits as they stand. `count`
     says which network it is here; `times`: its multiply-adds are that many times one pass at
-    `input` (tests at several scales).
+    `input` (tests at several scales). `ours_alone`: the paper does not have this row.
     """
 
     network: str
@@ -31,32 +32,38 @@ class Row(NamedTuple):
     gflops: str | None
     count: Count
     times: float = 1
+    ours_alone: bool = False
 
     @property
     def title(self) -> str:
         """The label of the row, in the words of the paper's tables."""
         parts = {'sssr': ' + SSSR', 'sssr+sisr': ' + SSSR + SISR', 'full': ' + DSRL'}
-        own = f', {FULL_SIZE}' if self.ours_alone else ''
+        own = f', {FULL_SIZE}' if self.ours_alone and self.dsrl == 'none' else ''
         return self.network + parts.get(self.dsrl, '') + own
-
-    @property
-    def ours_alone(self) -> bool:
-        """Is this a row that the paper does not have?"""
-        return self.dsrl == 'none' and self.labels == 'target'
 
 
 class Table(NamedTuple):
-    """A table: its title, the scores it prints, the input that our data's input stands for."""
+    """A table: its title, the scores it prints, the input that our data's input stands for.
+
+    `task` is what its data are for.
+    """
 
     title: str
     measures: tuple[str, ...]
     unit: tuple[int, int]
     rows: tuple[Row, ...]
+    task: str = 'segmentation'
+
+    @property
+    def net(self) -> str | None:
+        """The network of all rows, or None where they have several."""
+        nets = {row.count.net for row in self.rows}
+        return nets.pop() if len(nets) == 1 else None
 
 
 _SMALL, _HALF, _FULL, _CAMVID = (256, 512), (512, 1024), (1024, 2048), (368, 480)
 _MODES = ('none', 'sssr', 'sssr+sisr', 'full')
-_POSES = ('AP', 'AP50', 'AP75', 'APM', 'APL', 'AR', 'AR50')
+_POSES = ('AP', 'AP50', 'AP75', 'AP_M', 'AP_L', 'AR', 'AR50', 'AR75')
 
 
 def _rows(table, network, input, base=None, dsrl=None) -> list[Row]:
@@ -78,9 +85,10 @@ def _rows(table, network, input, base=None, dsrl=None) -> list[Row]:
     if dsrl is None:
         return [plain]
     full = plain._replace(dsrl='full', labels='target', scores=dsrl)
-    if table == 5:  # heatmaps are of one size
-        return [plain, full]
-    return [plain, plain._replace(labels='target', scores={}, gflops=None), full]
+    own = {'scores': {}, 'gflops': None, 'ours_alone': True}
+    if table == 5:  # there are no labels of two sizes
+        return [plain._replace(labels='target'), full._replace(dsrl='sssr', **own), full]
+    return [plain, plain._replace(labels='target', **own), full]
 
 
 def _parts(network, scores) -> list[Row]:
@@ -92,7 +100,7 @@ def _parts(network, scores) -> list[Row]:
         labels = 'input' if mode == 'none' else 'target'
         rows.append(Row(network, _SMALL, mode, labels, found, None, count))
         if mode == 'none':
-            rows.append(rows[0]._replace(labels='target', scores={}))
+            rows.append(rows[0]._replace(labels='target', scores={}, ours_alone=True))
     return rows
 
 
@@ -173,5 +181,6 @@ TABLES = {
             *_rows(5, 'HRNet-W32', (160, 128), {}, {}),  # not at hand
             *_rows(5, 'HRNet-W32', (128, 96), {'AP': 64.6}, {}),
         ),
+        'pose',
     ),
 }

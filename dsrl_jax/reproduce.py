@@ -22,9 +22,7 @@ from dsrl_jax import (
     effect,
     inference,
     ladder,
-    paper_figures,
-    paper_runs,
-    photographs,
+    paper_command,
     roofline,
     rungs,
     timing,
@@ -32,15 +30,12 @@ from dsrl_jax import (
 )
 from dsrl_jax.errors import UserError, lookup
 from dsrl_jax.ladder import Ladder
-from dsrl_jax.paper_figures import FIGURES
-from dsrl_jax.paper_tables import TABLES
 from dsrl_jax.report import ladder as report
-from dsrl_jax.report import paper
 from dsrl_jax.rungs import ARMS, RUNGS, SCOUTS
 from dsrl_jax.train import TERMINATED
 
-DATASETS = ('camvid', 'synthetic')
-WHAT = ('ladder', 'effect', *TABLES, 'figure1', *FIGURES, 'figure9', 'photographs')
+DATASETS = ('camvid', 'synthetic')  # of the ladder
+WHAT = ('ladder', 'effect', *paper_command.WHAT)
 _DSRL = 'from dsrl_jax.cli import run; run()'
 # Flags that only one of the two kinds reads, with their defaults.
 _LADDER = {
@@ -55,9 +50,9 @@ def flags(parser) -> None:
     add = parser.add_argument
     add('what', help=', '.join(WHAT))
     add('--config', help='tables and figures: of every row; default: DATASET:net=NET')
-    add('--dataset', default='camvid', help=f'{" or ".join(DATASETS)}; default: camvid')
+    add('--dataset', help=f'{" or ".join(DATASETS)}; table5, figure9: coco; default: the first')
     add('--root', default='', help='folder of the data set')
-    add('--net', default='espnetv2', help='default: espnetv2')
+    add('--net', help='default: espnetv2; table5, figure9: hrnet_w32')
     add(
         '--rungs',
         help=f'joined by commas; default: all of {", ".join(RUNGS)}; docs/results/'
@@ -92,7 +87,7 @@ def flags(parser) -> None:
         help='set by --jobs: take each n-th rung from the i-th, as i/n',
     )
     add('--split', default=_PAPER['split'], help='tables and figures: what is scored; default: val')
-    add('--tiny', action='store_true', help='generated scenes, two steps a run: proves the path')
+    add('--tiny', action='store_true', help='generated data, two steps a run: proves the path')
 
 
 def main(args) -> int:
@@ -111,7 +106,12 @@ def main(args) -> int:
         print(json.dumps(effect.write(args.workdir, args.output)), flush=True)
         return 0
     if not is_ladder:
-        return _paper(args)
+        written = paper_command.run(args)
+        if written is None:
+            return TERMINATED
+        print(json.dumps(written), flush=True)
+        return 0
+    args.dataset, args.net = args.dataset or DATASETS[0], args.net or 'espnetv2'
     plan = _ladder(args)
     share = _share(args.share) if args.share else (0, 1)
     if args.jobs > 1:
@@ -131,43 +131,8 @@ def main(args) -> int:
     return 0
 
 
-def _paper(args) -> int:
-    """A table or a figure of the paper on the data at hand, or the SR branch on photographs."""
-    if args.what == 'photographs':
-        model, variables, _ = inference.from_workdir(args.workdir)
-        rows = photographs.photographs(model, variables, args.root)
-        print(paper.photograph_table(rows))
-        print(json.dumps({'sets': rows}), flush=True)
-        return 0
-    if args.what == 'figure9':
-        paper_figures.figure(args.what, {}, None, None)  # refuses, before anything is trained
-    if args.tiny:
-        args.dataset = 'synthetic'
-    tiny = ',tiny=true' if args.tiny else ''
-    spec = args.config or f'{_dataset(args)}:net={args.net}{tiny}'
-    config = configs.load(spec, args.overrides)
-    config = config.copy_and_resolve_references()
-    config.unlock()
-    config.data.root = args.root or config.data.root
-    folder = pathlib.Path(args.output) if args.output else pathlib.Path(args.workdir) / 'report'
-    if args.what in (*TABLES, 'figure1'):
-        path = paper_runs.run(args.what, config, args.workdir, args.tiny, (args.split,))
-    else:
-        runs = paper_runs.pair(config, args.workdir, args.split)
-        if runs is None:
-            return TERMINATED
-        path = paper_figures.figure(args.what, runs, config, folder, args.split)
-    print(f'written to {path}')
-    print(json.dumps({'written': str(path)}), flush=True)
-    return 0
-
-
-def _dataset(args) -> str:
-    return lookup({name: name for name in DATASETS}, args.dataset, '--dataset')
-
-
 def _ladder(args) -> Ladder:
-    _dataset(args)
+    lookup({name: name for name in DATASETS}, args.dataset, '--dataset')
     names = tuple(args.rungs.split(',')) if args.rungs else tuple(RUNGS)
     for name in names:
         lookup(ARMS, name, '--rungs')

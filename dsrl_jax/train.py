@@ -276,8 +276,8 @@ def _from_encoder(config, variables, weights, sharding):
 def _write_settings(workdir: pathlib.Path, config, source) -> None:
     try:
         configs.save_json(config, workdir / 'config.json')
-        names = {'classes': list(source.classes), 'colors': [list(c) for c in source.colors]}
-        (workdir / 'dataset.json').write_text(json.dumps(names, indent=2) + '\n')
+        names = json.dumps(inference.names_of(source), indent=2)
+        (workdir / 'dataset.json').write_text(names + '\n')
     except OSError as error:
         raise UserError(workdir, str(error), 'a folder to write', 'choose --workdir.') from None
 

@@ -62,6 +62,19 @@ def test_the_verdict_on_every_row(row):
         assert f'{found["ours"]:.2f}' == row.printed
     if found['verdict'] == NEAR:
         assert found['ratio'] == pytest.approx(1, abs=0.0025)
+    assert (found['head'] is not None) == (row.table == 5)
+    if row.table == 5:  # a transposed 3x3 convolution of 17 heatmaps to 17, from all their pixels
+        height, width = row.input
+        assert found['head'] == 9 * 17 * 17 * (height // 4) * (width // 4) / 2**30
+
+
+def test_the_command_prints_all_six_rows_of_table_5(capsys):
+    flops.paper('hrnet_w32')
+    lines = [text.split() for text in capsys.readouterr().out.splitlines()]
+    rows = [words for words in lines if words[:2] == ['5', 'HRNet-W32']]
+    assert [words[2] for words in rows] == ['256x192', '+', '160x128', '+', '128x96', '+']
+    for plain, dsrl in zip(rows[::2], rows[1::2]):
+        assert dsrl[4:6] == plain[2:4] and float(dsrl[6]) > float(plain[4])
 
 
 @pytest.mark.parametrize('network', RATIOS)

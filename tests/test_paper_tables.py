@@ -92,7 +92,7 @@ CAMVID = configs.load('camvid')
 def test_every_row_has_a_legal_configuration_of_its_own_network(name):
     table = TABLES[name]
     for row in table.rows:
-        planned = paper_runs.plan(row, table.unit, CAMVID)
+        planned = paper_runs.plan(row, table, CAMVID)
         configs.check_choices(planned)
         network = inference.build_network(planned, 11)
         inference.check_size(network, planned)
@@ -103,15 +103,17 @@ def test_every_row_has_a_legal_configuration_of_its_own_network(name):
 
 
 def test_smaller_inputs_are_smaller_views_and_larger_ones_the_view_itself():
-    unit = TABLES['table2'].unit
-    half = paper_runs.plan(find('table2', 'ESPNetv2', (256, 512), 'full'), unit, CAMVID)
+    table = TABLES['table2']
+    half = paper_runs.plan(find('table2', 'ESPNetv2', (256, 512), 'full'), table, CAMVID)
     assert half.data.size == (192, 256) and half.data.eval_fit == 'resize' and half.scale == 2
     zoom = 256 / 480
     assert half.data.scale_range == pytest.approx((0.75 * zoom, 1.5 * zoom))
-    same = paper_runs.plan(find('table2', 'ESPNetv2', (512, 1024), 'full'), unit, CAMVID)
+    same = paper_runs.plan(find('table2', 'ESPNetv2', (512, 1024), 'full'), table, CAMVID)
     assert same.data.size == (384, 480) and same.data.eval_fit == 'pad'
-    whole = paper_runs.plan(find('table3', 'FCN', (1024, 2048), 'none'), unit, CAMVID)
+    whole = paper_runs.plan(find('table3', 'FCN', (1024, 2048), 'none'), TABLES['table3'], CAMVID)
     assert whole.scale == 1 and whole.data.size == (384, 480)
+    sigmas = {planned.pose.sigma for planned in (half, same, whole)}
+    assert sigmas == {CAMVID.pose.sigma}, 'what is of poses is left as it was'
 
 
 def test_runs_of_different_rows_never_share_a_folder():
@@ -119,7 +121,7 @@ def test_runs_of_different_rows_never_share_a_folder():
     for name in ('table1', 'table2', 'table3'):
         for row in TABLES[name].rows:
             if row.times == 1:
-                planned = paper_runs.plan(row, TABLES[name].unit, CAMVID)
+                planned = paper_runs.plan(row, TABLES[name], CAMVID)
                 folder = paper_runs.folder_name(planned)
                 assert names.setdefault(folder, configs.to_dict(planned)) == configs.to_dict(
                     planned
@@ -141,13 +143,6 @@ def test_tiny_runs_two_rows_and_counts_the_others():
     classes = data.build(configs.load('synthetic:tiny').data, 'val').classes
     counted = costs.report('espnetv2', (32, 64), num_classes=len(classes), dsrl='full', width=0.5)
     assert full['input'] == [32, 64] and full['macs'] == counted['macs']['inference']
-
-
-def test_poses_say_why_they_are_not_run():
-    record = paper_runs.describe('table5', configs.load('synthetic:tiny'), False, ('val',))
-    assert all(line['why'].startswith('poses') for line in record['rows'])
-    assert all(not line['ours'] for line in record['rows'])
-    assert record['rows'][0]['paper']['scores']['AP'] == 74.4
 
 
 def test_an_unknown_table_is_refused(tmp_path):

@@ -36,6 +36,7 @@ def line(title, dsrl, *, val=None, ours=None, gflops='1.35', macs=2.0e9, paper_r
 RECORD = {
     'name': 'table2',
     'title': 'Table 2',
+    'task': 'segmentation',
     'measures': ['val'],
     'splits': ['test'],
     'data': 'camvid',
@@ -124,7 +125,7 @@ def test_both_runs_of_the_figures_learn_full_size_labels(runs):
     assert [(c.model.dsrl, c.ce.labels) for c in loaded] == [('none', 'target'), ('full', 'target')]
 
 
-@pytest.mark.parametrize('name', paper_figures.FIGURES)
+@pytest.mark.parametrize('name', [n for n in paper_figures.FIGURES if n != 'figure9'])
 def test_every_figure_is_written_and_none_is_blank(name, runs, config, tmp_path):
     path = paper_figures.figure(name, runs, config, tmp_path)
     picture = np.asarray(Image.open(path)).astype(int)
@@ -141,7 +142,7 @@ def test_figures_need_the_branch_they_show_and_poses_are_refused(runs, config, t
         paper_figures.figure('figure3', plain, config, tmp_path)
     with pytest.raises(UserError, match='sssr'):
         paper_figures.figure('figure8', plain, config, tmp_path)
-    with pytest.raises(UserError, match='poses, which are not drawn here yet'):
+    with pytest.raises(UserError, match='figure9, the data set synthetic: found one for segm'):
         paper_figures.figure('figure9', runs, config, tmp_path)
     with pytest.raises(UserError, match='figure4'):
         paper_figures.figure('figure4', runs, config, tmp_path)

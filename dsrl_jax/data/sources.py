@@ -138,14 +138,18 @@ class Joined:
         return element_name(*self._locate(index))
 
     def ground_truth(self) -> dict:
-        """Of sources of persons: the annotations of all; UserError where image ids meet."""
+        """Of sources of persons: the annotations of all, numbered anew, as files may number alike.
+
+        UserError where the splits have an image id in common: results name the image alone.
+        """
         parts = [source.ground_truth() for source in self.sources]
-        lists = {k: [e for p in parts for e in p[k]] for k in ('images', 'annotations')}
-        ids = [image['id'] for image in lists['images']]
-        if len(set(ids)) < len(ids):
+        images = [image for part in parts for image in part['images']]
+        if len({image['id'] for image in images}) < len(images):
             expected = 'splits without an image in common'
             raise UserError(self.split, 'image ids in several splits', expected, 'score one split.')
-        return parts[0] | lists
+        annotations = [entry for part in parts for entry in part['annotations']]
+        annotations = [{**entry, 'id': number} for number, entry in enumerate(annotations, 1)]
+        return parts[0] | {'images': images, 'annotations': annotations}
 
     def _locate(self, index: int):
         if not 0 <= index < len(self):

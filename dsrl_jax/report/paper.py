@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 
 from dsrl_jax.errors import UserError
+from dsrl_jax.report import pose_table
 from dsrl_jax.report.overlay import save_png
 
 NOT_RUN, NOT_AT_HAND = 'not run', 'not at hand'
@@ -18,9 +19,10 @@ _GREY = 128  # where a map has no variance to show
 def write(record: dict, folder) -> pathlib.Path:
     """NAME.json and NAME.md of a table in the folder -> the path of the Markdown file.
 
-    record: name, title, measures, splits, notes and rows, each with `title`, `paper` (input,
-    scores, gflops, macs, head_macs; None for a row of ours alone), `ours` (input, macs, head_macs,
-    and of a finished run scores {split: mIoU share}) and `why` where there is no run.
+    record: name, title, task, measures, splits, data, notes and rows, each with `title`, `dsrl`,
+    `input` (of the table), `paper` (input, scores, gflops, macs, head_macs; None for a row of ours
+    alone), `ours` (input, macs, head_macs, and of a finished run scores {split: mIoU share}; poses:
+    see pose_table) and `why` where there is no run.
     """
     folder = pathlib.Path(folder)
     try:
@@ -28,7 +30,7 @@ def write(record: dict, folder) -> pathlib.Path:
     except OSError as error:
         raise UserError(folder, str(error), 'a folder to write', 'choose --output.') from None
     _replace(folder / f'{record["name"]}.json', json.dumps(record, indent=1) + '\n')
-    return _replace(folder / f'{record["name"]}.md', markdown(record))
+    return _replace(folder / f'{record["name"]}.md', _MARKDOWN[record['task']](record))
 
 
 def markdown(record: dict) -> str:
@@ -49,6 +51,9 @@ def markdown(record: dict) -> str:
     lines += [_cells(row, measures, splits) for row in record['rows']]
     notes = ''.join(f'\n* {note}' for note in record['notes'])
     return f'# {record["title"]}\n\n{_lines(lines)}\n{notes}\n'
+
+
+_MARKDOWN = {'segmentation': markdown, 'pose': pose_table.markdown}
 
 
 def photograph_table(rows: list[dict]) -> str:

@@ -12,7 +12,16 @@ import jax
 import numpy as np
 
 from dsrl_jax import config as configs
-from dsrl_jax import inference, losses, metrics, parallel, pose_scores
+from dsrl_jax import (
+    data,
+    inference,
+    losses,
+    metrics,
+    parallel,
+    person_gallery,
+    pose_inference,
+    pose_scores,
+)
 from dsrl_jax import keypoints as joints_of
 from dsrl_jax.data import person_batches, person_boxes
 from dsrl_jax.data.frequencies import spaced
@@ -20,13 +29,18 @@ from dsrl_jax.errors import UserError
 from dsrl_jax.ops import heatmaps, resize
 from dsrl_jax.step import image_quality
 
+SCORE = 'AP'  # the key of what a run is judged by
+
 # Fields that only class maps have a use for: they must be as they stand in config.base().
 _CLASS_MAPS = (
     *('data.labelled', 'data.unlabelled', 'ce.weights', 'ce.labels', 'ce.ohem'),
     *('eval.classes', 'eval.scales', 'eval.window'),
 )
-# What a result is made of, by the names of batch and step.
-_PEOPLE = ('image_id', 'joints', 'confidence', 'center', 'scale', 'score')
+# What is kept of every person, by the names of batch and step; `truth` are the batch's joints.
+_PEOPLE = (
+    *('index', 'image_id', 'center', 'scale', 'score', 'joints', 'confidence'),
+    *('truth', 'visible'),
+)
 
 
 def check_source(source) -> None:
@@ -119,23 +133,20 @@ def jit_eval_step(network, config, source, *, sr: bool) -> Callable:
     """The compiled `step(variables, batch)`: joints [B,J,2] in heatmap pixels, confidence [B,J].
 
     Those come with the rest of `_PEOPLE`, `valid`, and with `sr` the sums of PSNR and SSIM; all of
-    them whole on every process. With pose.flip_test the heatmaps are the mean over the mirror.
+    them whole on every process. The joints are those of pose_inference.joint_function.
     """
-    pose, order = config.pose, joints_of.mirrored(source.keypoints)
+    return _jit_step(network, config, source, (config.pose.decode,), sr=sr)
 
-    def maps(variables, image, sr):
-        outputs = network.apply(variables, image, train=False, sr=sr)
-        return losses.heatmap_scores(outputs, network.result_size(image.shape[1:3])), outputs
+
+def _jit_step(network, config, source, decodes, *, sr: bool) -> Callable:
+    """The step of one decoding; of several from one pass, [B,several,J,..] of each."""
+    find = pose_inference.joint_function(network, config, source.keypoints, decodes)
 
     def eval_step(variables: dict, batch: dict) -> dict:
         image = resize.small_input(batch['target'], config.scale, config.data)
-        found, outputs = maps(variables, image, sr)
-        if pose.flip_test:
-            mirrored, _ = maps(variables, image[:, :, ::-1], False)
-            found = heatmaps.merge_flipped(found, mirrored, order, pose.encode)
-        joints, confidence = heatmaps.decode(found, pose.decode, pose.sigma)
+        joints, confidence, outputs = find(variables, image, sr)
         people = {name: batch[name] for name in (*_PEOPLE, 'valid') if name in batch}
-        people |= {'joints': joints, 'confidence': confidence}
+        people |= {'truth': batch['joints'], 'joints': joints, 'confidence': confidence}
         quality = image_quality(outputs, batch, config)[0] if sr else {}
         return people | quality
 
@@ -157,42 +168,48 @@ def evaluate(
 
     Returns plain numbers: people, images, AP, AP50, ..., the `boxes` and the `protocol` in words,
     and with `sr` psnr and ssim of the SR image beside bicubic enlargement's. `pictures`: folder for
-    results.json, what was scored. `watch`: functions called with every entry of it.
+    results.json, what was scored, and the pictures of person_gallery. `watch`: functions called
+    with every entry of the results.
     """
     step = step_fn or jit_eval_step(network, config, source, sr=sr)
-    quality = {f'{name}quality': metrics.ImageQuality.empty() for name in ('', 'bicubic_')}
-    people = {name: [] for name in _PEOPLE}
-    for found in _results(step, variables, config, source):
-        for name in quality if sr else ():
-            quality[name] = quality[name].merge(found[name])
-        for name, rows in people.items():
-            rows.append(found[name][found['valid']])
-    people = {name: np.concatenate(rows) for name, rows in people.items()}
-    pose, view = config.pose, configs.eval_size(config)
-    size = network.result_size(inference.input_size(config, view))
-    people['joints'] = heatmaps.to_image(
-        people['joints'], people['center'], people['scale'], size, pose.encode
-    )
-    kept = pose_scores.results(
-        people, source.keypoints, nms=pose.nms, soft_nms=pose.soft_nms, rescore=pose.rescore
-    )
+    people, quality = _collect(step, variables, config, source, sr)
+    people = _placed(people, network, config)
+    kept = pose_inference.kept(people, source.keypoints, config.pose)
     for look in watch:
         for entry in kept:
             look(entry)
     if pictures and jax.process_index() == 0:
-        _write(pathlib.Path(pictures), kept)
-    scores = {
-        'people': len(people['score']),
-        'images': len(np.unique(people['image_id'])),
-        **pose_scores.score(kept, source.ground_truth(), source.keypoints),
-        'boxes': pose.boxes,
-        'protocol': _protocol(config, size),
-    }
+        _write(pathlib.Path(pictures) / 'results.json', kept)
+        person_gallery.save(pictures, source, people, config.eval.pictures)
+    scores = _summary(people, network, config, config.pose.decode)
+    scores |= pose_scores.score(kept, source.ground_truth(), source.keypoints)
     if sr:
         for name, value in quality.items():
             prefix = name.removesuffix('quality')
             scores |= {f'{prefix}{k}': float(v) for k, v in value.compute().items()}
     return scores
+
+
+def final_scores(network, variables, config, split: str, folder) -> dict:
+    """{split: scores} of final weights: as `evaluate`, and the same heatmaps read in every way.
+
+    Those stand in `decoded`, {quarter | dark | udp: {AP, AP50, ...}}; what was scored is left in
+    results_SPLIT_DECODE.json of the folder.
+    """
+    source = scored(config, data.build(config.data, split))
+    decodes = tuple(heatmaps.DECODERS)
+    step = _jit_step(network, config, source, decodes, sr=False)
+    people, _ = _collect(step, variables, config, source, False)
+    truth, decoded = source.ground_truth(), {}
+    for place, decode in enumerate(decodes):
+        read = {name: people[name][:, place] for name in ('joints', 'confidence')}
+        read = _placed(people | read, network, config)
+        kept = pose_inference.kept(read, source.keypoints, config.pose)
+        decoded[decode] = pose_scores.score(kept, truth, source.keypoints)
+        if jax.process_index() == 0:
+            _write(pathlib.Path(folder) / f'results_{split}_{decode}.json', kept)
+    summary = _summary(people, network, config, ' | '.join(decodes))
+    return {split: {**summary, **decoded[config.pose.decode], 'decoded': decoded}}
 
 
 def show(scores: dict, source) -> None:
@@ -207,12 +224,48 @@ def show(scores: dict, source) -> None:
         )
 
 
-def _protocol(config, size) -> str:
+def _collect(step, variables, config, source, sr):
+    """({name of _PEOPLE: [N,...]} of a split, {name: sums of the SR image's quality})."""
+    quality = {f'{name}quality': metrics.ImageQuality.empty() for name in ('', 'bicubic_')}
+    people = {name: [] for name in _PEOPLE}
+    for found in _results(step, variables, config, source):
+        for name in quality if sr else ():
+            quality[name] = quality[name].merge(found[name])
+        for name, rows in people.items():
+            rows.append(found[name][found['valid']])
+    return {name: np.concatenate(rows) for name, rows in people.items()}, quality
+
+
+def _placed(people, network, config):
+    """The people, their joints and the truth in pixels of their images."""
+    small, maps = _sizes(network, config)
+    where, encode = (people['center'], people['scale']), config.pose.encode
+    return people | {
+        'joints': heatmaps.to_image(people['joints'], *where, maps, encode),
+        'truth': heatmaps.to_image(people['truth'], *where, small, encode),
+    }
+
+
+def _summary(people, network, config, decoded):
+    return {
+        'people': len(people['score']),
+        'images': len(np.unique(people['image_id'])),
+        'boxes': config.pose.boxes,
+        'protocol': _protocol(network, config, decoded),
+    }
+
+
+def _sizes(network, config):
+    """(height, width) of the input and of the heatmaps in evaluation."""
+    small = inference.input_size(config, configs.eval_size(config))
+    return small, network.result_size(small)
+
+
+def _protocol(network, config, decoded) -> str:
     """What a score depends on, in words: sizes, encoding, decoding, what is kept of each image."""
-    pose, view = config.pose, configs.eval_size(config)
-    sizes = ('x'.join(map(str, s)) for s in (inference.input_size(config, view), size))
+    pose, sizes = config.pose, ('x'.join(map(str, s)) for s in _sizes(network, config))
     words = ['input {}, heatmaps {}'.format(*sizes), f'sigma {pose.sigma:g}']
-    words += [f'encoded {pose.encode}, decoded {pose.decode}']
+    words += [f'encoded {pose.encode}, decoded {decoded}']
     words += ['mean with the mirror image' if pose.flip_test else 'not mirrored']
     words += [f'rescored above {pose.rescore:g}']
     return ', '.join([*words, f'{"soft" if pose.soft_nms else "hard"} OKS-NMS {pose.nms:g}'])
@@ -234,9 +287,9 @@ def _results(step, variables, config, source) -> Iterator[dict]:
             yield jax.device_get(step(variables, parallel.to_global(batch, mesh)))
 
 
-def _write(folder: pathlib.Path, kept: list[dict]) -> None:
+def _write(path: pathlib.Path, kept: list[dict]) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        pose_scores.write(folder / 'results.json', kept)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pose_scores.write(path, kept)
     except OSError as error:
-        raise UserError(folder, str(error), 'a folder to write', 'choose --output.') from None
+        raise UserError(path.parent, str(error), 'a folder to write', 'choose --output.') from None

@@ -10,6 +10,7 @@ import numpy as np
 from dsrl_jax import (
     cityscapes_scores,
     data,
+    detailed,
     gallery,
     inference,
     losses,
@@ -19,11 +20,13 @@ from dsrl_jax import (
     resident,
 )
 from dsrl_jax import config as configs
-from dsrl_jax.data import pipeline
+from dsrl_jax.data import camvid, pipeline
 from dsrl_jax.data.check import check_sample
 from dsrl_jax.data.frequencies import class_frequencies
 from dsrl_jax.ops.scores import arg_max
 from dsrl_jax.step import PER_IMAGE, make_eval_step
+
+SCORE = 'miou'  # the key of what a run is judged by
 
 
 def check_source(source) -> None:
@@ -145,6 +148,22 @@ def evaluate(
             scores |= {f'{name}{k}': float(v) for k, v in value.compute().items()}
     if shown.wanted and jax.process_index() == 0:
         shown.save(pathlib.Path(pictures), source, total.counts, scores['iou'])
+    return scores
+
+
+def final_scores(network, variables, config, split: str, folder) -> dict:
+    """{split: detailed.pooled} of final weights; CamVid's test split also by drive.
+
+    The counts of every image are left in counts_SPLIT.npz of the folder (detailed.count).
+    """
+    source = data.build(config.data, split)
+    arrays = detailed.count(predictions(network, variables, config, source), source)
+    np.savez_compressed(pathlib.Path(folder) / f'counts_{split}.npz', **arrays)
+    scores = {split: detailed.pooled(arrays, source.classes)}
+    if config.data.name == 'camvid' and split == 'test':
+        for drive in camvid.TEST_DRIVES:
+            rows = np.char.startswith(arrays['names'], f'{drive}_')
+            scores[f'test_{drive}'] = detailed.pooled(arrays, source.classes, rows=rows)
     return scores
 
 
