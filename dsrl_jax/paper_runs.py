@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from dsrl_jax import config as configs
 from dsrl_jax import costs, data, experiment, inference, models, tasks
 from dsrl_jax.errors import UserError, lookup
+from dsrl_jax.models import hrnet
 from dsrl_jax.models.dsrl import inference_variables
-from dsrl_jax.models.hrnet import HRNet
 from dsrl_jax.paper_tables import TABLES, Row, Table
 from dsrl_jax.report import paper
 
 # What --tiny trains in the place of HRNet-W32: the same layers, few and narrow.
-TinyHRNet = functools.partial(HRNet, width=8, modules=(1, 1, 1), blocks=1)
+TinyHRNet = functools.partial(hrnet.Small, width=8)
 
 
 def task_of(name: str) -> str:

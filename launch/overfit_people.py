@@ -7,7 +7,6 @@ them, at 64x64, ten a step, and scored against their own annotations alone. Prin
 """
 
 import argparse
-import functools
 import json
 import time
 
@@ -19,13 +18,12 @@ from dsrl_jax import data, inference, optimizer, tasks
 from dsrl_jax import state as states
 from dsrl_jax.data.persons import Persons, PersonSource
 from dsrl_jax.data.sources import Cached
-from dsrl_jax.models.hrnet import HRNet
 from dsrl_jax.step import make_train_step
 
 COUNT, PART = 30, 10  # people, and of a batch
-Small = functools.partial(HRNet, width=16, modules=(1, 1, 1), blocks=1)
 SETTINGS = {
-    'model.net': 'overfit_people:Small',
+    'model.net': 'dsrl_jax.models.hrnet:Small',
+    'model.width': '16.0',
     'data.size': '(128,128)',
     'data.eval_batch_size': '32',
     # The views of evaluation.

@@ -12,7 +12,7 @@ FAST = {'xla_backend_optimization_level': 3, 'xla_llvm_disable_expensive_passes'
 
 @pytest.fixture(scope='module')
 def overfit():
-    """launch/overfit_people.py's function; the network is named by its module."""
+    """launch/overfit_people.py's function."""
     sys.path.insert(0, str(LAUNCH))
     import overfit_people
 
