@@ -156,20 +156,13 @@ def restore_weights(path, abstract):
     return weights, step
 
 
-def compare_configs(saved, now, keys, defaults=None) -> None:
-    """UserError at the first difference of two configs (dicts or JSON text) in `keys`.
-
-    A dotted key stands for all below it: 'model', 'data.batch_size'. `defaults`: of fields that
-    `saved` is too old to have.
-    """
-    old, new = (_flat(_plain(config)) for config in (saved, now))
-    old = _flat(_plain(defaults or {})) | old
-    for name in {**old, **new}:
-        inside = any(f'{name}.'.startswith(f'{key}.') for key in keys)
-        if inside and (name not in old or name not in new or old[name] != new[name]):
-            before, after = (json.dumps(d[name]) if name in d else 'nothing' for d in (old, new))
-            remedy = 'give the old value, or another --workdir.'
-            raise UserError(f'config {name}', after, f'{before}, as in the checkpoint', remedy)
+def checksums(workdir) -> dict[str, int]:
+    """{leaf: CRC-32 of its bytes} of the newest checkpoint of a run, as its record has them."""
+    folder = pathlib.Path(workdir) / FOLDER
+    step = max(_steps(folder) if folder.is_dir() else (), default=None)
+    if step is None:
+        raise UserError(folder, 'no checkpoint', 'one of a run', 'train first.')
+    return _record(folder / str(step))['crc32']
 
 
 def save_params(folder, variables) -> None:
@@ -333,14 +326,6 @@ def _record(path):
 def _plain(config):
     """A config given as dict or JSON text, as JSON gives it back: no tuples."""
     return json.loads(config if isinstance(config, str) else json.dumps(config))
-
-
-def _flat(value, name=''):
-    """{'a.b': 1} for {'a': {'b': 1}}."""
-    if not isinstance(value, dict):
-        return {name: value}
-    dot = name and f'{name}.'
-    return {k: v for part in value for k, v in _flat(value[part], f'{dot}{part}').items()}
 
 
 def _warn(line):

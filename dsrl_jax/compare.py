@@ -9,8 +9,8 @@ from dsrl_jax import config as configs
 from dsrl_jax import costs, data, inference
 from dsrl_jax.data import geometry
 from dsrl_jax.errors import UserError
-from dsrl_jax.logger import read_metrics
 from dsrl_jax.ops import resize
+from dsrl_jax.records import read_metrics
 from dsrl_jax.report import curves, html
 from dsrl_jax.report.overlay import colorize, error_map, grid, legend, overlay, save_png
 

@@ -12,7 +12,7 @@ import numpy as np
 from dsrl_jax import __version__, inference, roofline, tasks, train
 from dsrl_jax import config as configs
 from dsrl_jax.errors import UserError
-from dsrl_jax.logger import read_metrics
+from dsrl_jax.records import read_metrics
 
 RESULT = 'result.json'
 

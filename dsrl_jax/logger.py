@@ -8,7 +8,6 @@ import contextlib
 import csv
 import json
 import math
-import os
 import pathlib
 import sys
 import time
@@ -18,6 +17,7 @@ import numpy as np
 from rich import progress
 from rich.console import Console
 
+from dsrl_jax import records
 from dsrl_jax.errors import UserError
 
 try:
@@ -26,7 +26,6 @@ except ImportError:
     tensorboardX = None
 
 CLOCKS = ('start', 'data_wait', 'compile', 'eval', 'checkpoint')
-_SUMS = ('total', 'lost', 'starts')  # the other times that a later start counts on from
 
 
 class Logger:
@@ -60,7 +59,7 @@ class Logger:
     ):
         self.steps, self.batch_size, self.every, self.seconds = steps, batch_size, every, seconds
         self.clocks = dict.fromkeys(CLOCKS, 0.0)
-        self._writes, self._past = process_index == 0, dict.fromkeys((*CLOCKS, *_SUMS), 0.0)
+        self._writes, self._past = process_index == 0, dict.fromkeys((*CLOCKS, *records.SUMS), 0.0)
         self._pending = None
         now = time.perf_counter()
         self._began = now if began is None else began
@@ -74,7 +73,7 @@ class Logger:
         self._path = pathlib.Path(workdir) / 'metrics.jsonl'
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._columns, self._past = _cut(self._path, start, self._say)
+            self._columns, self._past = records.cut(self._path, start, CLOCKS, self._say)
             self._jsonl = self._path.open('a', encoding='utf-8')
             self._csv = self._path.with_suffix('.csv').open('a', encoding='utf-8', newline='')
         except OSError as error:
@@ -220,7 +219,7 @@ class Logger:
         """One line in each file."""
         if not self._writes:
             return
-        self._jsonl.write(json.dumps({'step': step, **_encode(values)}) + '\n')
+        self._jsonl.write(json.dumps({'step': step, **records.encode(values)}) + '\n')
         self._jsonl.flush()
         numbers = {k: v for k, v in values.items() if isinstance(v, float)}
         if numbers.keys() <= set(self._columns):
@@ -228,7 +227,7 @@ class Logger:
             self._csv.flush()
         else:  # a new column: the whole table again, from the record
             self._csv.close()
-            self._columns = _write_csv(self._path)
+            self._columns = records.write_csv(self._path)
             self._csv = self._path.with_suffix('.csv').open('a', encoding='utf-8', newline='')
         if self._board is not None:
             for key, value in numbers.items():
@@ -258,94 +257,6 @@ class Logger:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             print(line, file=self._stream, flush=True)
-
-
-def read_metrics(path) -> list[dict]:
-    """The records of a metrics.jsonl (or of the folder that holds one), in the order written.
-
-    Values are floats or lists of floats, NaN where none was finite. A broken last line (the run was
-    killed while it wrote) is left out; one before it raises UserError.
-    """
-    path = pathlib.Path(path)
-    path = path / 'metrics.jsonl' if path.is_dir() else path
-    if not path.is_file():
-        raise UserError(path, 'no file', 'the metrics.jsonl of a run', 'check the folder.')
-    lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            int(record['step'])
-        except (ValueError, TypeError, KeyError):
-            if number == len(lines):
-                break
-            raise UserError(
-                f'{path}:{number}', 'no record', 'a JSON object with "step"', 'delete that line.'
-            ) from None
-        records.append(_decode(record))
-    return records
-
-
-def _cut(path, start, say):
-    """Drops records of step >= start, remakes the CSV; returns its columns and the times so far."""
-    records = read_metrics(path) if path.exists() else []
-    kept = [r for r in records if r['step'] < start]
-    if len(kept) < len(records):
-        say(f'{path}: dropped {len(records) - len(kept)} records of steps >= {start}')
-    _replace(path, ''.join(json.dumps(_encode(r)) + '\n' for r in kept))
-    return _write_csv(path), _past_times(records, kept)
-
-
-def _past_times(records, kept):
-    """The times of earlier starts; what dropped records add to the total of the kept is lost."""
-    before, last = (
-        next((r for r in reversed(rows) if 'time/total' in r), {}) for rows in (kept, records)
-    )
-    past = {name: before.get(f'time/{name}', 0.0) for name in (*CLOCKS, *_SUMS)}
-    total = last.get('time/total', 0.0)
-    past['lost'] += total - past['total']
-    return past | {'total': total, 'starts': last.get('time/starts', 1.0 if records else 0.0)}
-
-
-def _write_csv(path):
-    """metrics.csv from metrics.jsonl; returns its columns."""
-    records = read_metrics(path)
-    columns = {'step': None}
-    for record in records:
-        columns.update(dict.fromkeys(k for k, v in record.items() if not isinstance(v, list)))
-    target = path.with_suffix('.csv')
-    temporary = target.with_suffix('.csv.tmp')
-    with temporary.open('w', encoding='utf-8', newline='') as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows([[r.get(k, '') for k in columns] for r in records])
-    os.replace(temporary, target)
-    return list(columns)
-
-
-def _replace(path, text):
-    """Writes a text file in one step, so that a kill leaves the old one or the new one."""
-    temporary = path.with_suffix(path.suffix + '.tmp')
-    temporary.write_text(text, encoding='utf-8')
-    os.replace(temporary, path)
-
-
-def _encode(values):
-    """Values for JSON, which knows no NaN and no infinity: null."""
-    if isinstance(values, dict):
-        return {k: _encode(v) for k, v in values.items()}
-    if isinstance(values, list):
-        return [_encode(v) for v in values]
-    return values if not isinstance(values, float) or math.isfinite(values) else None
-
-
-def _decode(values):
-    """The inverse of _encode, null as NaN."""
-    if isinstance(values, dict):
-        return {k: _decode(v) for k, v in values.items()}
-    if isinstance(values, list):
-        return [_decode(v) for v in values]
-    return math.nan if values is None else values
 
 
 def _phrase(values):

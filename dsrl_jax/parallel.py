@@ -40,6 +40,15 @@ def flags(parser) -> None:
     add('--heartbeat_timeout', type=int, default=100, help=silence)
 
 
+def make_deterministic() -> None:
+    """From here on XLA uses only GPU kernels that give the same bits every time; before any device.
+
+    CPUs and TPUs do so anyway.
+    """
+    flags = os.environ.get('XLA_FLAGS', '')
+    os.environ['XLA_FLAGS'] = f'{flags} --xla_gpu_exclude_nondeterministic_ops=true'.strip()
+
+
 @contextlib.contextmanager
 def joined(args):
     """Inside, this process is one of those of the run, where there are several; before any device.

@@ -23,53 +23,83 @@ from dsrl_jax import (
     inference,
     optimizer,
     parallel,
-    pretrained,
     resident,
     tasks,
 )
 from dsrl_jax import config as configs
-from dsrl_jax import state as states
 from dsrl_jax.errors import UserError
-from dsrl_jax.foreign.preprocessing import PREPROCESSING
+from dsrl_jax.initial import initial_state
 from dsrl_jax.logger import Logger
 from dsrl_jax.models import freezing
+from dsrl_jax.records import read_metrics
 from dsrl_jax.step import make_train_step
 from dsrl_jax.workdir import alone, keep_compiled
 
 TERMINATED = 143  # 128 + SIGTERM: what a scheduler expects of a job it stopped
 
-# A resumed run must agree with its checkpoint in everything that decides the numbers.
-RESUME_KEYS = (
-    *('seed', 'scale', 'model', 'sssr', 'sisr', 'ce', 'mse', 'fa', 'kd', 'optimizer', 'ema'),
-    *('steps', 'epochs', 'data.name', 'data.train_split', 'data.batch_size', 'data.size'),
-    *('accumulate', 'data.labelled', 'data.unlabelled'),
-    *('data.scale_range', 'data.flip', 'data.color', 'data.mean', 'data.std', 'data.order'),
-    *('pose.encode', 'pose.sigma', 'pose.half_body', 'pose.scale_factor', 'pose.rotation'),
-    'data.resident',  # resolved: drawn on the device, the views are others
-)
+VERIFIED_STEPS = 10  # of each twin
 
 
 def flags(parser) -> None:
     """Flags of `dsrl train`."""
     parser.add_argument('--config', required=True, help='file.py:arguments, or a shipped name')
     parser.add_argument('--workdir', required=True, help='folder of the run; resumed if it exists')
+    add = parser.add_argument
+    add('--verify', action='store_true', help='train two short twins instead, and compare them')
+    add('--deterministic', action='store_true', help='on a GPU: only kernels that repeat, slower')
     parallel.flags(parser)
 
 
 def main(args) -> int:
     """Run `dsrl train`."""
+    if args.deterministic:
+        parallel.make_deterministic()
     with parallel.joined(args):
         config = configs.load(args.config, args.overrides)
         keep_compiled(args.workdir)
+        if args.verify:
+            return 0 if verify(config, args.workdir) else 1
         return TERMINATED if train(config, args.workdir) is None else 0
 
 
-def train(config, workdir) -> dict | None:
+def verify(config, workdir) -> bool:
+    """Train the first steps twice, in WORKDIR/verify, and say whether they are equal bit for bit.
+
+    Losses of every step and all arrays of the state are compared. UserError where the folder is
+    there already.
+    """
+    folder = pathlib.Path(workdir) / 'verify'
+    if folder.exists():
+        raise UserError(folder, 'a folder that exists', 'none yet', 'remove it.')
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.steps, config.epochs = min(config.steps or VERIFIED_STEPS, VERIFIED_STEPS), 0.0
+        config.log.every = 1
+    twins = [folder / name for name in ('first', 'second')]
+    for twin in twins:
+        if train(config, twin, score=False) is None:
+            return False
+    terms, arrays = [], [checkpoint.checksums(twin) for twin in twins]
+    for twin in twins:
+        records = read_metrics(twin) if jax.process_index() == 0 else []
+        terms.append({(r['step'], k): v for r in records for k, v in r.items() if 'train/' in k})
+    apart = [key for key in terms[0] if terms[0][key] != terms[1][key]]
+    other = [name for name in arrays[0] if arrays[0][name] != arrays[1][name]]
+    if apart:
+        (step, term), (a, b) = apart[0], (t[apart[0]] for t in terms)
+        print(f'first difference: {term} of step {step}, {a!r} and {b!r}')
+    where = f'{config.steps} steps on {jax.device_count()} x {jax.devices()[0].device_kind}'
+    found = 'differ' if apart or other else 'equal, bit for bit'
+    print(f'two runs of {where}: {found}; {len(other)} of {len(arrays[0])} arrays differ')
+    return not (apart or other)
+
+
+def train(config, workdir, *, score: bool = True) -> dict | None:
     """Train as configured in `workdir`, resuming what is there; the final scores.
 
     `config` is a ConfigDict, or what --config takes ('camvid:net=espnetv2'). Returns None when
-    SIGTERM stopped the run: its state is saved and the same call goes on. Raises UserError for
-    bad data, a bad configuration, or a checkpoint of another one.
+    SIGTERM stopped the run: its state is saved and the same call goes on; {} without `score`.
+    Raises UserError for bad data, a bad configuration, or a checkpoint of another one.
     """
     began = time.perf_counter()
     config = configs.load(config) if isinstance(config, str) else config
@@ -112,7 +142,7 @@ def train(config, workdir) -> dict | None:
             guide = distillation.make_guide(teacher, config)
             guiding = jax.device_put(teacher.variables, parallel.replicated(mesh))
         tx, schedule = optimizer.make_optimizer(config.optimizer, shapes['params'], steps)
-        state = _initial_state(config, network, tx, mesh, saved, settings)
+        state = initial_state(config, network, tx, mesh, saved, settings)
         start = int(state.step)
         if jax.process_index() == 0:
             _write_settings(workdir, config, source)
@@ -132,7 +162,7 @@ def train(config, workdir) -> dict | None:
         )
         measure = diagnostics.make_measure(network, loss, config, guide)
         diagnose = diagnostics.make_record(measure, batch, config, mesh, logger)
-        score = functools.partial(
+        evaluated = functools.partial(
             _score, config, network, scored, eval_fn, logger, workdir / _eval_folder(config)
         )
         dispatches = _dispatches(source, held, config, mesh, start, steps, every)
@@ -158,8 +188,8 @@ def train(config, workdir) -> dict | None:
                     print(f'stopped by SIGTERM after step {step}; saved, run again to go on')
                     return None
                 if config.eval.every and step % config.eval.every == 0 and step != steps:
-                    score(state)
-            return score(state, final=True)
+                    evaluated(state)
+            return evaluated(state, final=True) if score else {}
 
 
 def _dispatches(source, held, config, mesh, start, steps, every):
@@ -223,54 +253,6 @@ def _score(config, network, source, eval_fn, logger, folder, state, *, final=Fal
         tasks.of(source).show(scores, source)
         evaluate.write_scores(scores, folder)
     return scores
-
-
-def _initial_state(config, network, tx, mesh, saved, settings):
-    """The state of the newest checkpoint, or a fresh one, replicated over the mesh."""
-    everywhere = parallel.replicated(mesh)
-    ema = config.ema > 0
-    small = inference.input_size(config, config.data.size)
-
-    def fresh(key):
-        return states.init_variables(network, small, key)
-
-    def create(variables, seed):
-        return states.create(variables, tx, ema=ema, seed=seed)
-
-    # Philox (rbg) compiles in half the time of the default generator for hundreds of small leaves.
-    key = jax.random.key(config.seed, impl='rbg')
-    if saved.latest is not None:
-        defaults = configs.to_dict(configs.base())
-        checkpoint.compare_configs(saved.config(), settings, RESUME_KEYS, defaults)
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-            jax.eval_shape(lambda key: create(fresh(key), config.seed), key),
-        )
-        state, step = saved.restore(abstract)
-        print(f'resumed at step {step}')
-        return state
-    start = config.model.init_from
-    weights = pretrained.read_weights(start) if start else None  # first: a wrong file ends here
-    variables = jax.jit(fresh, out_shardings=everywhere)(key)
-    if weights:
-        variables = _from_encoder(config, variables, weights, everywhere)
-    return jax.jit(create, out_shardings=everywhere)(variables, np.uint32(config.seed))
-
-
-def _from_encoder(config, variables, weights, sharding):
-    """The variables with the encoder of the weights; every other leaf as it was."""
-    net, variant = config.model.net, config.model.variant
-    start = config.model.init_from
-    variables, taken, table = pretrained.init_encoder(
-        net, variables, weights, source=start, variant=variant
-    )
-    print(f'{start}: {taken} tensors of the encoder taken')
-    known = {name: PREPROCESSING[name] for name in table.preprocessing}
-    if not any(all(color[n] == config.data[n] for n in color) for color in known.values()):
-        for name, color in known.items():
-            fields = ' '.join(f"'--config.data.{n}={value}'" for n, value in color.items())
-            print(f'note: such weights saw images prepared as {name}: {fields}')
-    return jax.device_put(variables, sharding)
 
 
 def _write_settings(workdir: pathlib.Path, config, source) -> None:

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     'cityscapes_scores': ('data', 'errors'),
     'submission': ('cityscapes_scores', 'data', 'report', 'errors'),
     'multi_scale': ('config', 'data', 'ops', 'parallel', 'step', 'errors'),
-    'gallery': ('boundary', 'report'),
+    'gallery': ('boundary', 'parallel', 'report'),
     'person_gallery': ('report',),
     'detailed': ('boundary', 'metrics', 'data'),
     'optimizer': ('errors',),
@@ -84,9 +84,12 @@ MAY_IMPORT = {
     'accumulation': ('errors',),
     'step': ('accumulation', 'losses', 'metrics', 'models', 'optimizer', 'state', 'ops'),
     'parallel': ('errors',),
+    'workdir': ('errors',),
+    'records': ('errors',),
+    'initial': ('config', 'inference', 'parallel', 'pretrained', 'state', 'foreign', 'errors'),
     'resident': ('parallel', 'data', 'ops', 'errors'),
     'checkpoint': ('errors',),
-    'logger': ('errors',),
+    'logger': ('records', 'errors'),
     'cli': ('errors',),
 }
 

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSha
 
 from dsrl_jax import checkpoint
 from dsrl_jax.errors import UserError
+from dsrl_jax.initial import compare_configs
 
 # Pytest hears of the reads that orbax abandons at a broken file; users do not.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -249,16 +250,16 @@ def test_configs_are_compared_where_asked(run):
         DAMAGE['empty config'](run / 'checkpoints' / '2')
         assert checkpoints.config()['mark'] == 1
     keys = ('model', 'data.batch_size')
-    checkpoint.compare_configs(saved, {**CONFIG, 'mark': 5}, keys)
+    compare_configs(saved, {**CONFIG, 'mark': 5}, keys)
     for path, now, was in (
         ('model.net', {**CONFIG, 'model': {**CONFIG['model'], 'net': 'other'}}, '"toy"'),
         ('data.batch_size', {**CONFIG, 'data': {'batch_size': 16}}, '8'),
         ('model.tap', {**CONFIG, 'model': {**CONFIG['model'], 'tap': 'merge'}}, 'nothing'),
     ):
         with pytest.raises(UserError) as caught:
-            checkpoint.compare_configs(saved, now, keys)
+            compare_configs(saved, now, keys)
         assert caught.value.where == f'config {path}' and was in caught.value.expected
-    checkpoint.compare_configs({'model_b': 1}, {'model_b': 2}, ('model',))
+    compare_configs({'model_b': 1}, {'model_b': 2}, ('model',))
 
 
 def test_exported_parameters_load_anywhere(tmp_path):

@@ -14,10 +14,10 @@ from dsrl_jax import cli, distillation, inference, losses
 from dsrl_jax import config as configs
 from dsrl_jax import state as states
 from dsrl_jax.errors import UserError
-from dsrl_jax.logger import read_metrics
 from dsrl_jax.models.dsrl import inference_variables
 from dsrl_jax.models.layers import Convention
 from dsrl_jax.ops import resize
+from dsrl_jax.records import read_metrics
 
 STUDENT = ('train', f'--config={TINY},dsrl=sssr', '--config.seed=1', '--config.log.every=1')
 

@@ -14,8 +14,8 @@ from dsrl_jax.data import pack, pipeline
 from dsrl_jax.data.frequencies import class_frequencies
 from dsrl_jax.data.labelled import chosen, keep_labels
 from dsrl_jax.errors import UserError
+from dsrl_jax.initial import RESUME_KEYS
 from dsrl_jax.models.layers import Convention
-from dsrl_jax.train import RESUME_KEYS
 
 LENGTH = 8
 

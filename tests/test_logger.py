@@ -14,6 +14,7 @@ import pytest
 
 from dsrl_jax import logger
 from dsrl_jax.errors import UserError
+from dsrl_jax.records import read_metrics
 
 
 def make(folder, **options):
@@ -31,7 +32,7 @@ def test_every_nth_and_the_last_step_are_recorded_and_printed(tmp_path):
     with make(tmp_path, steps=5, stream=stream) as log:
         for step in range(1, 6):
             log.train(step, {'ce': jnp.float32(step), 'total': jnp.float32(2 * step)})
-    records = logger.read_metrics(tmp_path)
+    records = read_metrics(tmp_path)
     assert [r['step'] for r in records] == [2, 4, 5]
     assert [r['train/ce'] for r in records] == [2, 4, 5]
     assert all(r['time/images_per_second'] > 0 for r in records)
@@ -48,19 +49,19 @@ def test_plain_lines_keep_their_distance_in_time(tmp_path):
             log.train(step, {'ce': jnp.float32(1)})
     steps = [line.split()[1] for line in stream.getvalue().splitlines() if line.startswith('step')]
     assert steps == ['1/10', '10/10']
-    assert len(logger.read_metrics(tmp_path)) == 10
+    assert len(read_metrics(tmp_path)) == 10
 
 
 def test_scalars_are_fetched_one_call_late(tmp_path):
     scalars = jax.jit(lambda x: {'ce': x * 2})(jnp.float32(1))
     with make(tmp_path, every=1) as log:
         log.train(1, scalars)
-        assert logger.read_metrics(tmp_path) == []
+        assert read_metrics(tmp_path) == []
         log.train(2, scalars)
-        assert [r['step'] for r in logger.read_metrics(tmp_path)] == [1]
+        assert [r['step'] for r in read_metrics(tmp_path)] == [1]
         log.flush()
         log.flush()
-        assert [r['step'] for r in logger.read_metrics(tmp_path)] == [1, 2]
+        assert [r['step'] for r in read_metrics(tmp_path)] == [1, 2]
 
 
 @pytest.mark.parametrize('process_index', [0, 1])
@@ -72,7 +73,7 @@ def test_a_non_finite_loss_names_step_and_terms_on_every_process(tmp_path, proce
     assert 'step 2' in text and 'train/fa=nan' in text and 'train/total=inf' in text
     assert 'train/ce' not in text
     if process_index == 0:
-        (record,) = logger.read_metrics(tmp_path)
+        (record,) = read_metrics(tmp_path)
         assert math.isnan(record['train/fa']) and record['train/ce'] == 1
 
 
@@ -89,7 +90,7 @@ def test_eval_scores_grow_the_table_and_arrays_stay_in_the_record(tmp_path):
         log.train(2, {'ce': jnp.float32(1)})
         log.eval('val', 2, {'miou': np.float64(0.25), 'iou': np.array([0.5, np.nan])})
         log.train(4, {'ce': jnp.float32(3), 'fa': jnp.float32(0.5)})
-    train, scores, _ = logger.read_metrics(tmp_path)
+    train, scores, _ = read_metrics(tmp_path)
     assert train['step'] == scores['step'] == 2 and scores['eval/val/miou'] == 0.25
     np.testing.assert_array_equal(scores['eval/val/iou'], [0.5, np.nan])
     rows = table(tmp_path)
@@ -110,11 +111,11 @@ def test_resume_leaves_no_step_twice(tmp_path):
         file.write('{"step": 7, "train/c')  # killed while writing
     stream = io.StringIO()
     with make(tmp_path, every=1, start=5, stream=stream) as log:
-        assert [r['step'] for r in logger.read_metrics(tmp_path)] == [1, 2, 3, 4]
+        assert [r['step'] for r in read_metrics(tmp_path)] == [1, 2, 3, 4]
         assert [r['step'] for r in table(tmp_path)] == ['1', '2', '3', '4']
         for step in range(5, 8):
             log.train(step, {'ce': jnp.float32(10 * step)})
-    records = logger.read_metrics(tmp_path)
+    records = read_metrics(tmp_path)
     assert [r['step'] for r in records] == list(range(1, 8))
     assert [r['train/ce'] for r in records] == [1, 2, 3, 4, 50, 60, 70]
     assert [float(r['train/ce']) for r in table(tmp_path)] == [1, 2, 3, 4, 50, 60, 70]
@@ -124,12 +125,12 @@ def test_resume_leaves_no_step_twice(tmp_path):
 def test_a_truncated_last_line_is_left_out_and_one_before_it_is_an_error(tmp_path):
     path = tmp_path / 'metrics.jsonl'
     path.write_text('{"step": 1, "train/ce": 2.0}\n{"step": 2, "tra')
-    assert logger.read_metrics(path) == [{'step': 1, 'train/ce': 2.0}]
+    assert read_metrics(path) == [{'step': 1, 'train/ce': 2.0}]
     path.write_text('{"step": 1, "tra\n{"step": 2, "train/ce": 2.0}\n')
     with pytest.raises(UserError, match=r'metrics\.jsonl:1'):
-        logger.read_metrics(path)
+        read_metrics(path)
     with pytest.raises(UserError, match='no file'):
-        logger.read_metrics(tmp_path / 'nowhere')
+        read_metrics(tmp_path / 'nowhere')
 
 
 def test_clocks_sum_and_are_not_counted_as_training_time(tmp_path):
@@ -139,7 +140,7 @@ def test_clocks_sum_and_are_not_counted_as_training_time(tmp_path):
                 time.sleep(0.2)
             log.train(step, {'ce': jnp.float32(1)})
         log.flush()
-        last = logger.read_metrics(tmp_path)[-1]
+        last = read_metrics(tmp_path)[-1]
         with pytest.raises(ValueError, match='clock'):
             log.clock('lunch').__enter__()
         with pytest.raises(KeyError), log.clock('checkpoint'):

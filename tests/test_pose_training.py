@@ -16,9 +16,9 @@ from dsrl_jax import cli, costs, data, inference, losses, optimizer, tasks, work
 from dsrl_jax import config as configs
 from dsrl_jax import export as exporting
 from dsrl_jax.keypoints import Keypoints
-from dsrl_jax.logger import read_metrics
 from dsrl_jax.models.hrnet import HRNet
 from dsrl_jax.ops import heatmaps, resize
+from dsrl_jax.records import read_metrics
 
 JOINTS = Keypoints(
     names=('head', 'left_hand', 'right_hand'),

@@ -9,7 +9,8 @@ import process_run
 import pytest
 from refusals import refused
 
-from dsrl_jax import logger, parallel
+from dsrl_jax import parallel
+from dsrl_jax.records import read_metrics
 
 # The curve of Adam is no test: it follows the sign of gradients that are zero but for rounding.
 RUN = (
@@ -32,7 +33,7 @@ def runs(tmp_path_factory):
 
 
 def curve(folder):
-    records = [r for r in logger.read_metrics(folder / 'run') if 'train/total' in r]
+    records = [r for r in read_metrics(folder / 'run') if 'train/total' in r]
     return np.array([[r[f'train/{k}'] for k in ('ce', 'mse', 'fa', 'total')] for r in records])
 
 
@@ -95,18 +96,14 @@ def test_a_signal_to_one_stops_all_after_the_same_step_and_the_run_goes_on(tmp_p
     said = (tmp_path / 'second' / 'output_0').read_text()
     assert f'resumed at step {saved}' in said
     assert 'expected all 2 processes alive' in said.splitlines()[-1]
-    steps = [r['step'] for r in logger.read_metrics(tmp_path / 'run')]
+    steps = [r['step'] for r in read_metrics(tmp_path / 'run')]
     assert steps == list(range(1, steps[-1] + 1)) and steps[-1] > saved
 
 
 def wait_for_step(folder, step, seconds=240):
     path = folder / 'run' / 'metrics.jsonl'
     for _ in range(10 * seconds):
-        if (
-            path.exists()
-            and logger.read_metrics(path)[-1:]
-            and logger.read_metrics(path)[-1]['step'] >= step
-        ):
+        if path.exists() and read_metrics(path)[-1:] and read_metrics(path)[-1]['step'] >= step:
             return
         time.sleep(0.1)
     raise AssertionError(f'no step {step} in {path}')

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dsrl_jax.errors import UserError
-from dsrl_jax.logger import read_metrics
+from dsrl_jax.records import read_metrics
 from dsrl_jax.report.confusion import plot_confusion
 from dsrl_jax.report.curves import plot_class_iou, plot_curves
 from dsrl_jax.report.html import conclude, write_report

@@ -14,7 +14,7 @@ import pytest
 import dsrl_jax
 from dsrl_jax import config as configs
 from dsrl_jax import inference
-from dsrl_jax.logger import read_metrics
+from dsrl_jax.records import read_metrics
 
 
 def weights_of(workdir):

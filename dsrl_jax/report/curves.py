@@ -11,7 +11,7 @@ _COLORS = ('#2563eb', '#dc2626', '#059669', '#d97706', '#7c3aed', '#0891b2', '#4
 def plot_curves(records, output_png):
     """Losses, learning rate and eval mIoU over steps, all runs in one colour each.
 
-    {run name: its records, as logger.read_metrics gives them} -> path of the PNG. Panels without
+    {run name: its records, as records.read_metrics gives them} -> path of the PNG. Panels without
     any data are left out.
     """
     runs = {name: _series(lines) for name, lines in records.items()}
