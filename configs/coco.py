@@ -9,9 +9,12 @@ the input; with DSRL they are half of it.
 
 The recipe is HRNet's own: Adam at 1e-3, a tenth of it after epochs 170 and 200 of 210, 32 people on
 each of 4 GPUs, no weight decay in effect. Its encoder starts from ImageNet weights
-(`--config.model.init_from`). The paper says neither the weights of its three losses for pose nor
-the sigma of its heatmaps: the weights are those of segmentation, the sigmas are in the
-proportion of those in use (defaults.heatmap_sigma).
+(`--config.model.init_from`). The paper says neither the head, nor the weights of its three losses
+for pose, nor the sigma of its heatmaps. Ours: a head without batch norm, since that of the
+segmentation release (`head=official_deconv`) starts heatmaps at unit variance, where those of a
+person are nearly empty; weights a thousandth of those for segmentation, since an empty heatmap
+costs 0.003 where an untrained class map costs about 3 (docs/pose.md has what was measured); sigmas
+in the proportion of those in use (defaults.heatmap_sigma).
 """
 
 from dsrl_jax import config as configs
@@ -19,6 +22,7 @@ from dsrl_jax.errors import lookup
 
 SIZES = {name: configs.parse_size(name) for name in ('256x192', '160x128', '128x96')}
 EPOCHS, DROPS = 210, (170, 200)
+MSE_WEIGHT, FA_WEIGHT = 1e-4, 1e-3
 
 
 def get_config(arg=''):
@@ -29,7 +33,7 @@ def get_config(arg=''):
         arg,
         net='hrnet_w32',
         dsrl='full',
-        head='official_deconv',
+        head='depthwise_deconv',
         size='256x192',
         epochs=float(EPOCHS),
         encode='standard',
@@ -50,6 +54,7 @@ def get_config(arg=''):
     config.model.dsrl = arg.dsrl
     config.model.width = arg.width or None
     config.sssr.head = arg.head
+    config.mse.weight, config.fa.weight = MSE_WEIGHT, FA_WEIGHT
 
     config.pose.encode = arg.encode
     config.pose.sigma = configs.heatmap_sigma(height // (4 if arg.dsrl == 'none' else 2))
