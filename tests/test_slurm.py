@@ -113,7 +113,7 @@ def test_a_requeued_job_resumes_and_finishes(slurm, tmp_path):
 
 
 def test_a_job_whose_time_is_up_saves_and_requeues_itself(slurm, tmp_path):
-    flags = ('--time=2', '--signal=TERM@90')
+    flags = ('--time=3', '--signal=TERM@60')
     job, log, workdir = _submit(slurm, tmp_path, *flags, steps=100_000)
     text = _wait(slurm, job, lambda: 'requeued' in log.read_text(), 'its own requeue', log)
     stopped = re.search(r'stopped by SIGTERM after step (\d+)', text)
