@@ -3,7 +3,7 @@
 #   bash launch/local.sh N [DEVICES_PER_PROCESS] -- COMMAND
 #   bash launch/local.sh 2 -- train --config=synthetic:tiny --workdir=W
 # Ends all when one fails; SIGTERM is passed on, so that the run saves. The exit code is that of the
-# first process that fails.
+# first process that fails; what is left GRACE (30) seconds after it is killed.
 set -euo pipefail
 
 usage() {
