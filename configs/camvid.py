@@ -11,6 +11,8 @@ whole frame is resized in evaluation. Labels are scored at the frame's own size.
 `dsrl=none` is the honest reference: the plain network, bilinear scores, trained and scored on
 full-resolution labels. `paper` takes the paper's optimiser to the letter (decay on all
 parameters) and, for `dsrl=none`, its base (labels of the input's size).
+
+    python launch/sweep.py --config=camvid --config.data.root=DIR --workdir=RUNS --run
 """
 
 from dsrl_jax import config as configs
@@ -75,3 +77,10 @@ def get_config(arg=''):
         config.steps, config.epochs = 2, 0.0
         config.log.every = 1
     return config
+
+
+def sweep():
+    """Fields of the runs of launch/sweep.py: two heads at three learning rates."""
+    for head in ('official_deconv', 'bilinear'):
+        for lr in (0.005, 0.01, 0.02):
+            yield {'sssr.head': head, 'optimizer.lr': lr}
