@@ -152,6 +152,28 @@ def test_clocks_sum_and_are_not_counted_as_training_time(tmp_path):
     assert last['time/images_per_second'] > 5
 
 
+def test_times_go_on_over_restarts_and_what_was_done_twice_is_lost(tmp_path):
+    with make(tmp_path, every=1) as log:
+        for step in range(1, 6):
+            with log.clock('eval'):
+                time.sleep(0.02)
+            log.train(step, {'ce': jnp.float32(step)})
+    first = read_metrics(tmp_path)
+    stream, began = io.StringIO(), time.perf_counter() - 5
+    with make(tmp_path, every=1, start=4, began=began, stream=stream) as log:
+        log.train(4, {'ce': jnp.float32(4)})
+    last = read_metrics(tmp_path)[-1]
+    assert [r['time/starts'] for r in (first[-1], last)] == [1, 2]
+    assert first[-1]['time/lost'] == 0
+    lost = first[4]['time/total'] - first[2]['time/total']
+    assert last['time/lost'] == pytest.approx(lost) and lost > 0.01
+    assert last['time/eval'] == pytest.approx(first[2]['time/eval'])
+    assert 5 <= last['time/start'] < 5.5 + first[0]['time/start']
+    assert last['time/total'] > first[4]['time/total'] + 5
+    said = stream.getvalue().splitlines()[-1]
+    assert ' in 2 starts: ' in said and 'lost to restarts 0.' in said and said.endswith('%')
+
+
 def test_a_terminal_gets_a_bar(tmp_path):
     class Terminal(io.StringIO):
         def isatty(self):
