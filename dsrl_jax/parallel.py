@@ -31,7 +31,7 @@ LOST = 75  # exit code where another process is missing: trying again may help (
 def flags(parser) -> None:
     """Flags of the verbs that can run as several processes."""
     add = parser.add_argument
-    where = 'by hand; Slurm, Open MPI and TPU pods are recognised'
+    where = 'by hand; Slurm, Open MPI and TPU slices of GKE are recognised'
     add('--coordinator', help=f'HOST:PORT of process 0, {where}; default: $JAX_COORDINATOR_ADDRESS')
     add('--num_processes', help='how many there are; default: $JAX_NUM_PROCESSES')
     add('--process_id', help='which of them this is, from 0; default: $JAX_PROCESS_ID')
@@ -54,7 +54,7 @@ def joined(args):
     """Inside, this process is one of those of the run, where there are several; before any device.
 
     Told by the flags, by $JAX_COORDINATOR_ADDRESS, $JAX_NUM_PROCESSES and $JAX_PROCESS_ID, or found
-    in what Slurm, Open MPI or a TPU pod give. Only process 0 prints to stdout. Ends with a line and
+    in what Slurm, Open MPI or GKE for a TPU slice give. Only process 0 prints to stdout. Ends with a line and
     LOST where they do not find each other in time, with UserError of that code where one is lost
     later; an error of this one ends it at once, so that the others see it.
     """
@@ -126,7 +126,8 @@ def _join(args) -> None:
         )
     except (RuntimeError, ValueError, OSError) as error:
         found, expected = ' '.join(str(error).split())[:200], f'{who}, joined'
-        raise UserError('several processes', found, expected, 'see `--help`.') from error
+        remedy = 'give --coordinator=HOST:PORT of process 0.'
+        raise UserError('several processes', found, expected, remedy) from error
     finally:
         watch.cancel()
 
