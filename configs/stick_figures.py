@@ -1,9 +1,9 @@
 """Pose without a download: a small HRNet on generated stick figures, input 64x64.
 
-    dsrl train --config=stick_figures:dsrl=none --workdir=runs/figures
+    dsrl train --config=stick_figures --workdir=runs/figures           # DSRL; dsrl=none: without
 
 It learns on a CPU in minutes and prints the AP of 64 figures that it has not seen; docs/pose.md
-says what the plain network reached. With DSRL nothing has been reached yet.
+says what it reached.
 """
 
 from dsrl_jax import config as configs
@@ -17,7 +17,7 @@ def get_config(arg=''):
     """
     small = 'dsrl_jax.models.hrnet:Small'
     arg = configs.parse_arg(
-        arg, net=small, dsrl='none', head='depthwise_deconv', width=0.0, tiny=False
+        arg, net=small, dsrl='full', head='depthwise_deconv', width=0.0, tiny=False
     )
     config = configs.base()
 

@@ -18,11 +18,11 @@ from dsrl_jax.foreign import ENCODER, TABLES
 from dsrl_jax.models import dsrl
 
 NETWORKS = list(models.NETWORKS)
-# The graph of a sibling at twice the arithmetic: traced, not trained.
-WIDER = ('hrnet_w48',)
+WIDER = 'hrnet_w48'  # the graph of a sibling at twice the arithmetic: traced, not trained
+# Trained with one module a stage, one block a branch: the same layers, a fifth of the programs.
+SHORTER = {'hrnet_w32': 'dsrl_jax.models.hrnet:Small'}
 # Parameters that no loss reaches, because the original never uses them.
 UNUSED = {
-    'espnetv2': {f'encoder/level{i}_0/eesp/module_act/slope' for i in (2, 3, 4)},
     'espnetv2_old': {f'encoder/level{i}_0/eesp/module_act/slope' for i in (2, 3, 4)},
     'erfnet': {'encoder_classifier/kernel', 'encoder_classifier/bias'},
 }
@@ -101,7 +101,7 @@ def test_dsrl_around_it(name):
 
 
 VARIANTS = [
-    *((name, {}) for name in NETWORKS if name not in WIDER),
+    *((name, {}) for name in NETWORKS if name != WIDER),
     ('bisenet_resnet18', {'variant': 'coincheung'}),
     ('bisenet_resnet18', {'variant': 'ooooverflow'}),
     ('deeplabv3plus_resnet101', {'variant': 'vainf', 'output_stride': 8}),
@@ -157,10 +157,11 @@ def test_auxiliary_losses_do_not_depend_on_the_head():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [n for n in NETWORKS if n not in WIDER])
+@pytest.mark.parametrize('name', [n for n in NETWORKS if n not in (WIDER, 'espnetv2')])
 def test_one_step_of_dsrl_moves_every_leaf_that_has_a_gradient(name):
+    """Of all but ESPNetv2, which test_step trains."""
     config = configs.base()
-    config.model.update(net=name, dsrl='full', dropout=0.0)
+    config.model.update(net=SHORTER.get(name, name), dsrl='full', dropout=0.0)
     config.data.size = tuple(SCALE * n for n in smallest(name))
     config.optimizer.update(name='adam', lr=1e-3, weight_decay=0.0)
     config.fa.grid = 16
