@@ -98,13 +98,16 @@ def platform(impl):
 
 def _fastest(where, shape, groups, dilation, stride):
     """The form to use, from forward plus backward times of 3x3 and 1x1 cases on each backend."""
-    kh, kw, width, _ = shape
+    kh, kw, width, features = shape
     if kh * kw == 1:
         # One matrix product, batched over the groups, which a CPU would transpose for it (256
         # channels in 4 groups, 32x64 pixels: 2.1 ms, split 0.8).
         return 'split' if where == 'cpu' and groups % 4 == 0 and width > 1 else 'shift'
     if where == 'tpu':
-        return 'lax'  # not measured: the compiler's own forms are the safe choice
+        # Not measured: the compiler's own forms are the safe choice, but for groups that are not
+        # depthwise: for their gradient it gathers the maps of all devices (512x1024, 16 images on
+        # 8 devices: 1 GB a step of ESPNetv2), for that of a dense kernel it sums the kernel.
+        return 'block' if groups > 1 and (width > 1 or features > groups) else 'lax'
     if width == 1 and groups > 1:
         # A GPU has kernels for the plain ones; as shifts they join what reads them, a concatenation
         # of nine channels took 5.6 ms instead of 0.9 (16x256x512 pixels on an H100).
