@@ -9,6 +9,7 @@ import contextlib
 import gc
 import io
 import json
+import logging
 import math
 import operator
 import pathlib
@@ -45,13 +46,14 @@ class Checkpoints:
     def __init__(self, workdir, keep, every, best):
         self.folder = _shared(workdir)
         self._best = best
+        logging.getLogger('absl').addFilter(_from_elsewhere)
+        sys.excepthook = _show_raised
         for path in sorted(self.folder.glob('*.orbax-checkpoint-tmp*')):
             _warn(f'{path}: half-written checkpoint of a stopped run, removed')
         for path in self.folder.glob('*/metrics/metrics') if jax.process_index() == 0 else ():
             if _attempt(lambda p=path: json.loads(p.read_text())[_BEST])[1]:
-                _warn(
-                    f'{path}: cannot be read, removed; step {path.parts[-3]} counts as not scored'
-                )
+                told = f'cannot be read, removed; step {path.parts[-3]} counts as not scored'
+                _warn(f'{path}: {told}')
                 path.unlink()
         multihost_utils.sync_global_devices('dsrl_jax:open')
         policy = ocp.checkpoint_managers
@@ -84,9 +86,7 @@ class Checkpoints:
         """
         if step in self._manager.all_steps() or not (force or self._manager.should_save(step)):
             return False
-        state = jax.tree.map(
-            np.array, jax.device_get(state)
-        )  # of numpy arrays process 0 writes all
+        state = jax.tree.map(np.array, jax.device_get(state))  # these process 0 writes alone
         record = {'config': _plain(config), 'crc32': _checksums(state)}
         best = float(metrics[self._best]) if self._best and metrics else math.nan
         metrics = {_BEST: best} if math.isfinite(best) else None
@@ -154,22 +154,6 @@ def restore_weights(path, abstract):
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
     weights, step, _ = _newest(folder, abstract, partial=True)
     return weights, step
-
-
-def compare_configs(saved, now, keys, defaults=None) -> None:
-    """UserError at the first difference of two configs (dicts or JSON text) in `keys`.
-
-    A dotted key stands for all below it: 'model', 'data.batch_size'. `defaults`: of fields that
-    `saved` is too old to have.
-    """
-    old, new = (_flat(_plain(config)) for config in (saved, now))
-    old = _flat(_plain(defaults or {})) | old
-    for name in {**old, **new}:
-        inside = any(f'{name}.'.startswith(f'{key}.') for key in keys)
-        if inside and (name not in old or name not in new or old[name] != new[name]):
-            before, after = (json.dumps(d[name]) if name in d else 'nothing' for d in (old, new))
-            remedy = 'give the old value, or another --workdir.'
-            raise UserError(f'config {name}', after, f'{before}, as in the checkpoint', remedy)
 
 
 def save_params(folder, variables) -> None:
@@ -335,12 +319,15 @@ def _plain(config):
     return json.loads(config if isinstance(config, str) else json.dumps(config))
 
 
-def _flat(value, name=''):
-    """{'a.b': 1} for {'a': {'b': 1}}."""
-    if not isinstance(value, dict):
-        return {name: value}
-    dot = name and f'{name}.'
-    return {k: v for part in value for k, v in _flat(value[part], f'{dot}{part}').items()}
+def _from_elsewhere(record):
+    """Errors that orbax logs from its threads are raised here too, there to be told in one line."""
+    return record.levelno < logging.ERROR or 'orbax' not in record.pathname
+
+
+def _show_raised(kind, error, trace, show=sys.excepthook):
+    """Nor is there news in what tensorstore's threads raise after a save that failed."""
+    if str(error) != 'Event loop is closed':
+        show(kind, error, trace)
 
 
 def _warn(line):
