@@ -9,6 +9,7 @@ import contextlib
 import gc
 import io
 import json
+import logging
 import math
 import operator
 import pathlib
@@ -45,13 +46,14 @@ class Checkpoints:
     def __init__(self, workdir, keep, every, best):
         self.folder = _shared(workdir)
         self._best = best
+        logging.getLogger('absl').addFilter(_from_elsewhere)
+        sys.excepthook = _show_raised
         for path in sorted(self.folder.glob('*.orbax-checkpoint-tmp*')):
             _warn(f'{path}: half-written checkpoint of a stopped run, removed')
         for path in self.folder.glob('*/metrics/metrics') if jax.process_index() == 0 else ():
             if _attempt(lambda p=path: json.loads(p.read_text())[_BEST])[1]:
-                _warn(
-                    f'{path}: cannot be read, removed; step {path.parts[-3]} counts as not scored'
-                )
+                told = f'cannot be read, removed; step {path.parts[-3]} counts as not scored'
+                _warn(f'{path}: {told}')
                 path.unlink()
         multihost_utils.sync_global_devices('dsrl_jax:open')
         policy = ocp.checkpoint_managers
@@ -84,9 +86,7 @@ class Checkpoints:
         """
         if step in self._manager.all_steps() or not (force or self._manager.should_save(step)):
             return False
-        state = jax.tree.map(
-            np.array, jax.device_get(state)
-        )  # of numpy arrays process 0 writes all
+        state = jax.tree.map(np.array, jax.device_get(state))  # these process 0 writes alone
         record = {'config': _plain(config), 'crc32': _checksums(state)}
         best = float(metrics[self._best]) if self._best and metrics else math.nan
         metrics = {_BEST: best} if math.isfinite(best) else None
@@ -326,6 +326,17 @@ def _record(path):
 def _plain(config):
     """A config given as dict or JSON text, as JSON gives it back: no tuples."""
     return json.loads(config if isinstance(config, str) else json.dumps(config))
+
+
+def _from_elsewhere(record):
+    """Errors that orbax logs from its threads are raised here too, there to be told in one line."""
+    return record.levelno < logging.ERROR or 'orbax' not in record.pathname
+
+
+def _show_raised(kind, error, trace, show=sys.excepthook):
+    """Nor is there news in what tensorstore's threads raise after a save that failed."""
+    if str(error) != 'Event loop is closed':
+        show(kind, error, trace)
 
 
 def _warn(line):

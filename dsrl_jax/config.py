@@ -114,6 +114,22 @@ def save_json(config: ml_collections.ConfigDict, path: str | pathlib.Path) -> No
     pathlib.Path(path).write_text(json.dumps(to_dict(config), indent=2) + '\n')
 
 
+def compare(saved, now, keys, defaults=None) -> None:
+    """UserError at the first difference of two configs (dicts or JSON text) in `keys`.
+
+    A dotted key stands for all below it: 'model', 'data.batch_size'. `defaults`: of fields that
+    `saved` is too old to have.
+    """
+    old, new = (_flat(_plain(config)) for config in (saved, now))
+    old = _flat(_plain(defaults or {})) | old
+    for name in {**old, **new}:
+        inside = any(f'{name}.'.startswith(f'{key}.') for key in keys)
+        if inside and (name not in old or name not in new or old[name] != new[name]):
+            before, after = (json.dumps(d[name]) if name in d else 'nothing' for d in (old, new))
+            remedy = 'give the old value, or another --workdir.'
+            raise UserError(f'config {name}', after, f'{before}, as in the checkpoint', remedy)
+
+
 def to_dict(config: ml_collections.ConfigDict) -> dict:
     """The configuration as plain nested dicts of JSON values (tuples become lists)."""
     return json.loads(json.dumps(config.to_dict()))
@@ -204,3 +220,16 @@ def _convert(where: str, text: str, old, wanted: type | None = None):
 def _shipped_folder() -> pathlib.Path:
     here = pathlib.Path(__file__).resolve().parent
     return here / 'configs' if (here / 'configs').is_dir() else here.parent / 'configs'
+
+
+def _flat(value, name=''):
+    """{'a.b': 1} for {'a': {'b': 1}}."""
+    if not isinstance(value, dict):
+        return {name: value}
+    dot = name and f'{name}.'
+    return {k: v for part in value for k, v in _flat(value[part], f'{dot}{part}').items()}
+
+
+def _plain(config):
+    """A config given as dict or JSON text, as JSON gives it back: no tuples."""
+    return json.loads(config if isinstance(config, str) else json.dumps(config))

@@ -1,14 +1,11 @@
 """The state a run starts from: that of its newest checkpoint, or a fresh one."""
 
-import json
-
 import jax
 import numpy as np
 
 from dsrl_jax import config as configs
 from dsrl_jax import inference, parallel, pretrained
 from dsrl_jax import state as states
-from dsrl_jax.errors import UserError
 from dsrl_jax.foreign.preprocessing import PREPROCESSING
 
 # A resumed run must agree with its checkpoint in everything that decides the numbers.
@@ -38,7 +35,7 @@ def initial_state(config, network, tx, mesh, saved, settings):
     key = jax.random.key(config.seed, impl='rbg')
     if saved.latest is not None:
         defaults = configs.to_dict(configs.base())
-        compare_configs(saved.config(), settings, RESUME_KEYS, defaults)
+        configs.compare(saved.config(), settings, RESUME_KEYS, defaults)
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
             jax.eval_shape(lambda key: create(fresh(key), config.seed), key),
@@ -68,32 +65,3 @@ def _from_encoder(config, variables, weights, sharding):
             fields = ' '.join(f"'--config.data.{n}={value}'" for n, value in color.items())
             print(f'note: such weights saw images prepared as {name}: {fields}')
     return jax.device_put(variables, sharding)
-
-
-def compare_configs(saved, now, keys, defaults=None) -> None:
-    """UserError at the first difference of two configs (dicts or JSON text) in `keys`.
-
-    A dotted key stands for all below it: 'model', 'data.batch_size'. `defaults`: of fields that
-    `saved` is too old to have.
-    """
-    old, new = (_flat(_plain(config)) for config in (saved, now))
-    old = _flat(_plain(defaults or {})) | old
-    for name in {**old, **new}:
-        inside = any(f'{name}.'.startswith(f'{key}.') for key in keys)
-        if inside and (name not in old or name not in new or old[name] != new[name]):
-            before, after = (json.dumps(d[name]) if name in d else 'nothing' for d in (old, new))
-            remedy = 'give the old value, or another --workdir.'
-            raise UserError(f'config {name}', after, f'{before}, as in the checkpoint', remedy)
-
-
-def _plain(config):
-    """A config given as dict or JSON text, as JSON gives it back: no tuples."""
-    return json.loads(config if isinstance(config, str) else json.dumps(config))
-
-
-def _flat(value, name=''):
-    """{'a.b': 1} for {'a': {'b': 1}}."""
-    if not isinstance(value, dict):
-        return {name: value}
-    dot = name and f'{name}.'
-    return {k: v for part in value for k, v in _flat(value[part], f'{dot}{part}').items()}

@@ -33,7 +33,7 @@ from dsrl_jax.logger import Logger
 from dsrl_jax.models import freezing
 from dsrl_jax.records import read_metrics
 from dsrl_jax.step import make_train_step
-from dsrl_jax.workdir import alone, keep_compiled
+from dsrl_jax.workdir import alone, keep_compiled, replace
 
 TERMINATED = 143  # 128 + SIGTERM: what a scheduler expects of a job it stopped
 
@@ -151,6 +151,7 @@ def train(config, workdir, *, score: bool = True) -> dict | None:
         batch = resident.make_batch(held, config, mesh) if held else None
         program = _programs(train_step, batch, mesh)
         eval_fn = task.jit_eval_step(network, config, scored, sr=_has_sr(config))
+        recorded = evaluate.recorded_scores(workdir, config.data.eval_split, start)
         logger = Logger(
             workdir,
             steps=steps,
@@ -162,12 +163,15 @@ def train(config, workdir, *, score: bool = True) -> dict | None:
         )
         measure = diagnostics.make_measure(network, loss, config, guide)
         diagnose = diagnostics.make_record(measure, batch, config, mesh, logger)
+        folder = workdir / _eval_folder(config)
         evaluated = functools.partial(
-            _score, config, network, scored, eval_fn, logger, workdir / _eval_folder(config)
+            _score, config, network, scored, eval_fn, logger, recorded, folder
         )
         dispatches = _dispatches(source, held, config, mesh, start, steps, every)
         with logger, contextlib.closing(dispatches):
             step = start
+            if _owed(config, recorded, step, steps):
+                evaluated(state)
             while step < steps:
                 with logger.clock('data_wait'):
                     length, pixels = next(dispatches)
@@ -228,7 +232,17 @@ def _programs(train_step, batch, mesh):
     return program
 
 
-def _score(config, network, source, eval_fn, logger, folder, state, *, final=False) -> dict:
+def _owed(config, recorded, step: int, steps: int) -> bool:
+    """Whether an earlier start saved this step and ended before it had scored it."""
+    if not config.eval.every or step % config.eval.every or not 0 < step < steps:
+        return False
+    (found,) = parallel.sum_processes(np.array([step in recorded], np.int32))
+    return not found.any()  # all processes say the same
+
+
+def _score(
+    config, network, source, eval_fn, logger, recorded, folder, state, *, final=False
+) -> dict:
     """Evaluate the state; the final scores are also written and printed."""
     with logger.clock('eval'):
         scores = tasks.of(source).evaluate(
@@ -242,7 +256,8 @@ def _score(config, network, source, eval_fn, logger, folder, state, *, final=Fal
         )
     step = int(state.step)
     numbers = {k: v for k, v in scores.items() if isinstance(v, float)}
-    logger.eval(config.data.eval_split, step, numbers)
+    if recorded.get(step) != numbers:
+        logger.eval(config.data.eval_split, step, numbers)
     scores |= {
         'split': config.data.eval_split,
         'step': step,
@@ -257,9 +272,9 @@ def _score(config, network, source, eval_fn, logger, folder, state, *, final=Fal
 
 def _write_settings(workdir: pathlib.Path, config, source) -> None:
     try:
-        configs.save_json(config, workdir / 'config.json')
+        replace(workdir / 'config.json', json.dumps(configs.to_dict(config), indent=2) + '\n')
         names = json.dumps(inference.names_of(source), indent=2)
-        (workdir / 'dataset.json').write_text(names + '\n')
+        replace(workdir / 'dataset.json', names + '\n')
     except OSError as error:
         raise UserError(workdir, str(error), 'a folder to write', 'choose --workdir.') from None
 

@@ -2,10 +2,12 @@
 
 import contextlib
 import datetime
+import errno
 import os
 import pathlib
 import socket
 import sys
+import zlib
 
 import jax
 
@@ -17,14 +19,17 @@ except ImportError:  # Windows
     fcntl = None
 
 CACHE = 'compiled'
+_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS  # the disk, not the caller, is wrong
+_ZSTD = b'\x28\xb5\x2f\xfd'
 
 
 @contextlib.contextmanager
 def alone(folder: str | pathlib.Path):
     """Inside, no other run writes to the folder; the lock goes with the process, however it ends.
 
-    UserError where a run is at work there, or the folder cannot be written. Of several processes
-    the first one holds it. A file system without locks is said on stderr.
+    UserError where a run is at work there, or the folder cannot be written, now or later: its disk
+    is full. Of several processes the first one holds it. A file system without locks is said on
+    stderr.
     """
     if jax.process_index() or fcntl is None:
         yield
@@ -49,14 +54,54 @@ def alone(folder: str | pathlib.Path):
         file.truncate(0)
         file.write(f'process {os.getpid()} on {socket.gethostname()} since {now}\n')
         file.flush()
-        yield
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            remedy = 'make room; started again, the run goes on from its newest checkpoint.'
+            raise UserError(folder, str(error), 'a disk that takes it', remedy) from error
 
 
 def keep_compiled(folder: str | pathlib.Path) -> None:
     """Compiled programs go to FOLDER/compiled, and a later start takes them from there.
 
-    $JAX_COMPILATION_CACHE_DIR names another place, for several runs; where it is '' none.
+    $JAX_COMPILATION_CACHE_DIR names another place, for several runs; where it is '' none. What a
+    killed run left half-written there is removed: jax would complain about it for ever, and never
+    write it again. A folder that cannot be written is left to `alone` to say.
     """
-    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-        place = pathlib.Path(folder).absolute() / CACHE
+    if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+        return
+    place = pathlib.Path(folder).absolute() / CACHE
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        for path in place.glob('*-cache') if jax.process_index() == 0 else ():
+            if _torn(path.read_bytes()):
+                path.unlink()
+    except OSError:
+        return
+    if os.access(place, os.W_OK):
         jax.config.update('jax_compilation_cache_dir', str(place))
+
+
+def replace(path: pathlib.Path, text: str) -> None:
+    """Writes a text file in one step, so that a kill or a full disk leaves the old one."""
+    temporary = path.with_name(f'{path.name}.tmp')
+    temporary.write_text(text, encoding='utf-8')
+    os.replace(temporary, path)
+
+
+def _torn(data: bytes) -> bool:
+    """Whether a compressed program ends too early; what is not known is taken for whole."""
+    try:
+        if data[:4] == _ZSTD:
+            import zstandard  # jax wrote it so where this is installed
+
+            zstandard.ZstdDecompressor().decompress(data)
+        elif data[:1] == b'\x78' or not data:
+            zlib.decompress(data)
+    except ImportError:
+        return False
+    except Exception:  # zstandard has a kind of its own
+        return True
+    return False

@@ -10,9 +10,8 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from dsrl_jax import checkpoint
+from dsrl_jax import checkpoint, config
 from dsrl_jax.errors import UserError
-from dsrl_jax.initial import compare_configs
 
 # Pytest hears of the reads that orbax abandons at a broken file; users do not.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -250,16 +249,16 @@ def test_configs_are_compared_where_asked(run):
         DAMAGE['empty config'](run / 'checkpoints' / '2')
         assert checkpoints.config()['mark'] == 1
     keys = ('model', 'data.batch_size')
-    compare_configs(saved, {**CONFIG, 'mark': 5}, keys)
+    config.compare(saved, {**CONFIG, 'mark': 5}, keys)
     for path, now, was in (
         ('model.net', {**CONFIG, 'model': {**CONFIG['model'], 'net': 'other'}}, '"toy"'),
         ('data.batch_size', {**CONFIG, 'data': {'batch_size': 16}}, '8'),
         ('model.tap', {**CONFIG, 'model': {**CONFIG['model'], 'tap': 'merge'}}, 'nothing'),
     ):
         with pytest.raises(UserError) as caught:
-            compare_configs(saved, now, keys)
+            config.compare(saved, now, keys)
         assert caught.value.where == f'config {path}' and was in caught.value.expected
-    compare_configs({'model_b': 1}, {'model_b': 2}, ('model',))
+    config.compare({'model_b': 1}, {'model_b': 2}, ('model',))
 
 
 def test_exported_parameters_load_anywhere(tmp_path):

@@ -5,6 +5,7 @@ the batches k, k+1, ... of a straight run, with any number of worker processes, 
 step k are the same images for any number of hosts.
 """
 
+import contextlib
 import functools
 from collections.abc import Iterator
 
@@ -179,4 +180,17 @@ def _iterate(dataset, workers):
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain gives its workers the absl flags of main
     dataset = dataset.to_iter_dataset(_IN_WORKER)
-    return iter(dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
+    return _watched(iter(dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))))
+
+
+def _watched(batches):
+    """The batches; UserError where the process that makes them is gone."""
+    with contextlib.closing(batches):
+        try:
+            yield from batches
+        except RuntimeError as error:
+            if 'terminated unexpectedly' not in str(error):
+                raise
+            found = str(error).splitlines()[0].split('. ')[0]
+            remedy = 'look for a lack of memory, or lower it; run again to go on.'
+            raise UserError('data.workers', found, 'processes that live on', remedy) from error
