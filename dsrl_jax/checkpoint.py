@@ -78,7 +78,7 @@ class Checkpoints:
         return max(_steps(self.folder), default=None)
 
     def save(self, step: int, state, config, *, metrics: dict | None = None, force=False) -> bool:
-        """Starts writing `state` and `config` (dict or JSON text) as number `step`; True if it did.
+        """Starts writing `state` and `config` (a dict) as number `step`; True if it did.
 
         Call it each step: it acts at multiples of `every`, and always with `force`; a step that is
         on disk is left alone. The arrays are copied before this returns, the files are written
@@ -87,7 +87,7 @@ class Checkpoints:
         if step in self._manager.all_steps() or not (force or self._manager.should_save(step)):
             return False
         state = jax.tree.map(np.array, jax.device_get(state))  # these process 0 writes alone
-        record = {'config': _plain(config), 'crc32': _checksums(state)}
+        record = {'config': config, 'crc32': _checksums(state)}
         best = float(metrics[self._best]) if self._best and metrics else math.nan
         metrics = {_BEST: best} if math.isfinite(best) else None
         state, record = ocp.args.PyTreeSave(state), ocp.args.JsonSave(record)
@@ -321,11 +321,6 @@ def _record(path):
     """What `save` put beside the state of a step: {'config': dict, 'crc32': {leaf: number}}."""
     record = json.loads((path / 'config' / 'metadata').read_text())
     return {'config': record['config'], 'crc32': record['crc32']}
-
-
-def _plain(config):
-    """A config given as dict or JSON text, as JSON gives it back: no tuples."""
-    return json.loads(config if isinstance(config, str) else json.dumps(config))
 
 
 def _from_elsewhere(record):

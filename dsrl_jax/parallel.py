@@ -54,9 +54,9 @@ def joined(args):
     """Inside, this process is one of those of the run, where there are several; before any device.
 
     Told by the flags, by $JAX_COORDINATOR_ADDRESS, $JAX_NUM_PROCESSES and $JAX_PROCESS_ID, or found
-    in what Slurm, Open MPI or GKE for a TPU slice give. Only process 0 prints to stdout. Ends with a line and
-    LOST where they do not find each other in time, with UserError of that code where one is lost
-    later; an error of this one ends it at once, so that the others see it.
+    in what Slurm, Open MPI or GKE for a TPU slice give. Only process 0 prints to stdout. Ends with
+    a line and LOST where they do not find each other in time, with UserError of that code where one
+    is lost later; an error of this one ends it at once, so that the others see it.
     """
     _join(args)
     if jax.process_count() == 1:

@@ -35,7 +35,7 @@ import numpy as np  # noqa: E402
 import process_run  # noqa: E402
 
 from dsrl_jax import checkpoint, parallel  # noqa: E402
-from dsrl_jax.logger import read_metrics  # noqa: E402
+from dsrl_jax.records import read_metrics  # noqa: E402
 
 STEPS, SAVED, SCORED = 90, 5, 15
 RUN = (

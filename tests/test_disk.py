@@ -21,7 +21,7 @@ import pytest
 from refusals import TINY, refused
 
 from dsrl_jax import cli, inference, workdir
-from dsrl_jax.logger import read_metrics
+from dsrl_jax.records import read_metrics
 
 RUN = (
     *('train', f'--config={TINY},dsrl=none', '--config.steps=60', '--config.checkpoint.every=10'),

@@ -9,7 +9,7 @@ import pytest
 from refusals import TINY
 
 from dsrl_jax import cli
-from dsrl_jax.logger import read_metrics
+from dsrl_jax.records import read_metrics
 
 _PATH = pathlib.Path(__file__).resolve().parent.parent / 'launch' / 'soak.py'
 

@@ -9,7 +9,7 @@ import process_run
 import pytest
 
 from dsrl_jax import cli, inference
-from dsrl_jax.logger import read_metrics
+from dsrl_jax.records import read_metrics
 
 STEPS, CUT = 16, 8
 # The curve of Adam is no test: it follows the sign of gradients that are zero but for rounding.
