@@ -32,7 +32,7 @@ def read_weights(path) -> dict:
     _check_bytes(path, path.stat().st_size)
     weights = read(path)
     for key, array in weights.items():
-        if array.dtype.kind not in _NUMBERS:
+        if array.dtype.kind not in _NUMBERS and array.dtype.name != 'bfloat16':
             found = f'{_short(key)} of type {array.dtype}'
             raise UserError(path, found, 'arrays of real numbers', 'leave it out of the file.')
     return weights

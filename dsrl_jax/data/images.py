@@ -13,6 +13,7 @@ knows some forty formats, and one of them runs a program on the file.
 """
 
 import mmap
+import os
 import pathlib
 import stat
 import struct
@@ -193,6 +194,8 @@ def _orientation(image, path) -> int:
 
 
 def _load(image, path):
+    if isinstance(image, PngImageFile):
+        _check_chunks(path)
     try:
         image.load()
     except _DAMAGE as error:
@@ -202,3 +205,21 @@ def _load(image, path):
             'a complete PNG or JPEG image',
             'restore the file from its source.',
         ) from None
+
+
+def _check_chunks(path):
+    """UserError where a chunk of a PNG is longer than the file: Pillow would ask for its memory."""
+    with open(path, 'rb') as file:
+        size, place, kind = os.fstat(file.fileno()).st_size, 8, b''
+        while place < size and kind != b'IEND':
+            file.seek(place)
+            head = file.read(8)
+            length, kind = int.from_bytes(head[:4], 'big'), head[4:]
+            place += 12 + length
+    if place > size:
+        raise UserError(
+            path,
+            f'a damaged file ({place - size} bytes are missing at its end)',
+            'a complete PNG or JPEG image',
+            'restore the file from its source.',
+        )
