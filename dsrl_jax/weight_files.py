@@ -113,10 +113,13 @@ def _read_torch(path):
             raise UserError(path, found, 'dense tensors of numbers under names', _AGAIN)
     # A view may be larger than what is stored for it, and float() would write it out.
     _check_bytes(path, sum(4 * value.numel() for value in tensors.values()))
-    return {
-        key: (value.detach().float() if value.is_floating_point() else value).numpy()
-        for key, value in tensors.items()
-    }
+    try:
+        return {
+            key: (value.detach().float() if value.is_floating_point() else value).numpy()
+            for key, value in tensors.items()
+        }
+    except (TypeError, RuntimeError) as problem:  # types that numpy lacks
+        raise _unreadable(path, problem) from problem
 
 
 _READERS = {
