@@ -1,5 +1,6 @@
 """Whole files of every kind, and what damages them: the material of fuzz.py."""
 
+import importlib.util
 import io
 import pathlib
 import struct
@@ -7,6 +8,7 @@ import zlib
 
 import jax
 import numpy as np
+import safetensors.numpy
 from PIL import Image
 
 from dsrl_jax import checkpoint
@@ -79,6 +81,28 @@ def damage_picture(rng, whole: dict[str, bytes]) -> bytes:
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         other = whole[names[rng.integers(len(names))]]
         data = _KINDS[rng.integers(len(_KINDS))](rng, data, other)
+    return data
+
+
+def weight_files(place: pathlib.Path) -> dict[str, bytes]:
+    """{suffix: a small whole file of weights}; of torch's only where that is installed."""
+    rng = np.random.default_rng(0)
+    arrays = {f'layer{n}.weight': rng.normal(size=(3, 4)).astype(np.float32) for n in range(3)}
+    np.savez(place / 'w.npz', **arrays)
+    safetensors.numpy.save_file(arrays, place / 'w.safetensors')
+    if importlib.util.find_spec('torch'):
+        import torch
+
+        tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+        torch.save(tensors, place / 'w.pth')
+        torch.save(tensors, place / 'w.pt', _use_new_zipfile_serialization=False)
+    return {path.suffix: path.read_bytes() for path in place.glob('w.*')}
+
+
+def damage_file(rng, data: bytes) -> bytes:
+    """One to three kinds of damage that any file can have."""
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        data = _PLAIN[rng.integers(len(_PLAIN))](rng, data, data)
     return data
 
 

@@ -1,6 +1,7 @@
-"""Damaged image, label and checkpoint files by the thousand: each is read right or is one line.
+"""Damaged image, label, weight and checkpoint files by the thousand: read right, or one line.
 
-    python launch/fuzz.py [--images=10000] [--checkpoints=1000] [--seed=0] [--output=FILE]
+    python launch/fuzz.py [--images=10000] [--weights=1000] [--checkpoints=1000] [--seed=0] \\
+        [--output=FILE]
 
 Every case is made from (seed, number) alone. Cases run in a process of their own, which is started
 again behind a case that ends it. A failure is a case that ends in anything but a right result or
@@ -25,7 +26,7 @@ import traceback
 import damage
 import numpy as np
 
-from dsrl_jax import checkpoint
+from dsrl_jax import checkpoint, pretrained
 from dsrl_jax.data import camvid, cityscapes, folder, images
 from dsrl_jax.data.sources import Pair, PairSource
 from dsrl_jax.errors import UserError
@@ -36,9 +37,10 @@ _COLORS = tuple((index, 40, 80) for index in range(5))
 
 
 def main() -> int:
-    """Run the cases of both kinds and print what became of them."""
+    """Run the cases of every kind and print what became of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--images', type=int, default=10000, help='image and label files')
+    parser.add_argument('--weights', type=int, default=1000, help='.npz, .safetensors, .pth')
     parser.add_argument('--checkpoints', type=int, default=1000)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--output', help='file for the result; it is printed too')
@@ -51,13 +53,13 @@ def main() -> int:
     versions = {name: importlib.metadata.version(name) for name in packages}
     limits = {'seconds a case': SECONDS, 'bytes': MEMORY}
     result = {'seed': args.seed, 'limits': limits, 'versions': versions}
-    for kind, count in (('images', args.images), ('checkpoints', args.checkpoints)):
-        result[kind] = watch(kind, args.seed, count)
+    for kind in CASES:
+        result[kind] = watch(kind, args.seed, getattr(args, kind))
     text = json.dumps(result, indent=1)
     print(text)
     if args.output:
         pathlib.Path(args.output).write_text(text + '\n', encoding='utf-8')
-    return int(any(result[kind]['failures'] for kind in ('images', 'checkpoints')))
+    return int(any(result[kind]['failures'] for kind in CASES))
 
 
 def watch(kind: str, seed: int, count: int) -> dict:
@@ -99,7 +101,7 @@ def watch(kind: str, seed: int, count: int) -> dict:
 def _run_cases(kind, seed, start, stop):
     """The cases of this process: one line of JSON each, and at last its memory."""
     with tempfile.TemporaryDirectory() as place:
-        case = {'images': image_cases, 'checkpoints': checkpoint_cases}[kind](pathlib.Path(place))
+        case = CASES[kind](pathlib.Path(place))
         for number in range(start, stop):
             faulthandler.dump_traceback_later(SECONDS, exit=True)
             rng = np.random.default_rng([seed, len(kind), number])
@@ -167,6 +169,26 @@ def _read(read, path):
     return 'read'
 
 
+def weight_cases(place: pathlib.Path):
+    """The function rng -> outcomes that damages one file of weights and reads it."""
+    whole = damage.weight_files(place)
+
+    def case(rng):
+        suffix = sorted(whole)[rng.integers(len(whole))]
+        path = place / f'damaged{suffix}'
+        path.write_bytes(damage.damage_file(rng, whole[suffix]))
+        try:
+            arrays = pretrained.read_weights(path)
+        except UserError as error:
+            line = str(error)
+            assert '\n' not in line and str(path) in line, line
+            return [f'{suffix}: refused']
+        assert all(isinstance(array, np.ndarray) for array in arrays.values())
+        return [f'{suffix}: read']
+
+    return case
+
+
 def checkpoint_cases(place: pathlib.Path):
     """The function rng -> outcomes that damages a run's last checkpoint, or both of them."""
     saved = damage.write_run(place / 'run')
@@ -209,6 +231,8 @@ def _restore(restore, run, abstract, saved):
     assert damage.equal(state, saved[step])
     return f'step {step}'
 
+
+CASES = {'images': image_cases, 'weights': weight_cases, 'checkpoints': checkpoint_cases}
 
 if __name__ == '__main__':
     sys.exit(main())

@@ -313,12 +313,13 @@ def test_text_that_is_none(content, tmp_path):
 
 
 def test_files_by_the_hundred(tmp_path):
-    """Five hundred pictures and fifty checkpoints, damaged at random; see launch/fuzz.py."""
-    output = tmp_path / 'fuzz.json'
-    command = [sys.executable, ROOT / 'launch' / 'fuzz.py', '--images=500', '--checkpoints=50']
+    """Pictures, weights and checkpoints, damaged at random; see launch/fuzz.py."""
+    output, counts = tmp_path / 'fuzz.json', {'images': 500, 'weights': 200, 'checkpoints': 50}
+    flags = [f'--{kind}={count}' for kind, count in counts.items()]
+    command = [sys.executable, ROOT / 'launch' / 'fuzz.py', *flags]
     done = subprocess.run([*command, f'--output={output}'], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-800:]
-    for kind, count in (('images', 500), ('checkpoints', 50)):
+    for kind, count in counts.items():
         found = json.loads(output.read_text())[kind]
         assert found['run'] == count and not found['failures']
         assert all(number > 0 for number in found['outcomes'].values())
