@@ -68,7 +68,7 @@ def watch(kind: str, seed: int, count: int) -> dict:
     started, start = time.monotonic(), 0
     while start < count:
         command = [sys.executable, __file__, f'--seed={seed}', f'--cases={kind}:{start}:{count}']
-        with tempfile.TemporaryFile('w+') as said:
+        with tempfile.TemporaryFile('w+', errors='replace') as said:
             child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)
             for line in child.stdout:
                 record = json.loads(line)
@@ -86,7 +86,9 @@ def watch(kind: str, seed: int, count: int) -> dict:
             failures.append({'case': start, 'found': f'exit code {code}: {noise[-800:]}'})
             start += 1
         elif 'Traceback' in noise:
-            failures.append({'case': None, 'found': f'on stderr: {noise[-800:]}'})
+            place = noise.index('Traceback')
+            found = noise[max(0, place - 300) : place + 500]
+            failures.append({'case': None, 'found': f'on stderr: {found}'})
     if peak > MEMORY:
         failures.append({'case': None, 'found': f'{peak} bytes of memory'})
     return {
