@@ -26,7 +26,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from dsrl_jax.errors import UserError
 
-MAX_PIXELS = 2**26  # 8192x8192: decoding takes some 16 bytes a pixel at its peak
+MAX_PIXELS = 2**26  # 8192x8192: decoding takes up to 16 bytes a pixel
 MAX_SCANS = 100  # of a progressive JPEG: each is a pass over all pixels, a few bytes ask for one
 
 _ORIENTATION = 0x0112  # the EXIF tag
