@@ -238,8 +238,9 @@ def _attempt(read):
     Orbax and tensorstore raise anything from KeyError to JaxRuntimeError, and print traces of
     abandoned reads from threads and finalizers; the one line of the caller replaces those.
     """
-    noise = io.StringIO()
+    noise, log = io.StringIO(), logging.getLogger('asyncio')
     with contextlib.redirect_stderr(noise):
+        log.disabled = True  # its handlers may hold the stderr of before
         try:
             value, trouble = read(), None
         except Exception as error:
@@ -247,6 +248,8 @@ def _attempt(read):
         if trouble:
             gc.collect()
             time.sleep(0.2)
+            gc.collect()  # what ended meanwhile speaks up when it is collected
+        log.disabled = False
     if not trouble:
         sys.stderr.write(noise.getvalue())
     return value, trouble

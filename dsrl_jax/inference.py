@@ -306,11 +306,12 @@ def read_card(directory: pathlib.Path) -> dict:
 
 
 def read_named(path: pathlib.Path, keys: set[str]) -> dict:
-    """A JSON object that holds the keys, or a UserError that names what is missing."""
+    """A JSON object that holds the keys, or a UserError that names what is missing or no such."""
     saved = read_json(path)
     missing = keys - set(saved) if isinstance(saved, dict) else keys
-    if missing:
-        found = 'no ' + ', '.join(sorted(missing))
+    wrong = [] if missing else [k for k in sorted(keys) if not _SOUND[k](saved[k])]
+    if missing or wrong:
+        found = 'no ' + ', '.join(sorted(missing)) if missing else f'unsound {", ".join(wrong)}'
         expected = 'a file of `dsrl train` or `dsrl export`'
         raise UserError(path, found, expected, 'check the directory, or write it again.')
     return saved
@@ -320,6 +321,23 @@ def read_json(path: pathlib.Path) -> dict:
     """A JSON file, or a UserError that names it."""
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last: brackets without end
         expected = 'a file written by `dsrl train` or `dsrl export`'
         raise UserError(path, str(error), expected, 'check the directory.') from None
+
+
+def _is_color(value) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(type(part) is int and 0 <= part < 256 for part in value)
+    )
+
+
+# What the values of a file that we wrote look like.
+_SOUND = {
+    'classes': lambda x: isinstance(x, list) and x and all(isinstance(name, str) for name in x),
+    'colors': lambda x: isinstance(x, list) and all(map(_is_color, x)),
+    'config': lambda x: isinstance(x, dict),
+    'folded': lambda x: isinstance(x, bool),
+}

@@ -1,10 +1,9 @@
 """Weights of other projects: torch state dicts to our variables, and runs that start from them.
 
 A state dict is {torch key: array} in torch layout (convolution OIHW, transposed IOHW, linear OI);
-`foreign` holds the names, this file the rules.
+`foreign` holds the names, `weight_files` reads the files, this file has the rules.
 """
 
-import pathlib
 import re
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from dsrl_jax.errors import UserError, lookup
 from dsrl_jax.foreign import ENCODER, TABLES
 from dsrl_jax.foreign.table import Table
 from dsrl_jax.models import layers
+from dsrl_jax.weight_files import read_weights as read_weights  # where callers look for it
 
 
 class Leaf(NamedTuple):
@@ -130,70 +130,6 @@ def init_encoder(name: str, variables: dict, state_dict: dict, *, source='', **o
     filled = traverse_util.flatten_dict(filled)
     flat.update({(kind, *prefix, *path): leaf for (kind, *path), leaf in filled.items()})
     return traverse_util.unflatten_dict(flat), len(filled), table
-
-
-def read_weights(path) -> dict:
-    """{key: numpy array} of a .npz, .safetensors, .pth, .pth.tar or .pt file (torch reads those).
-
-    Nothing in the file is executed.  A training checkpoint's `state_dict`, `model_state` or `model`
-    is unwrapped.
-    """
-    path = pathlib.Path(path)
-    suffix = '.pth' if path.name.endswith('.pth.tar') else path.suffix
-    read = lookup(_READERS, suffix, f'file type of {path}')
-    if not path.is_file():
-        raise UserError(path, 'no such file', 'a file of weights', 'check the path.')
-    try:
-        return read(path)
-    except UserError:
-        raise
-    except Exception as problem:  # zip, zlib, torch and safetensors each raise their own kinds
-        raise UserError(
-            path,
-            f'an unreadable file ({type(problem).__name__}: {str(problem)[:120]})',
-            f'a complete {path.suffix} file of plain arrays',
-            'fetch or export it again.',
-        ) from problem
-
-
-def _read_npz(path):
-    with np.load(path, allow_pickle=False) as file:
-        return {key: file[key] for key in file.files}
-
-
-def _read_safetensors(path):
-    from safetensors.numpy import load_file
-
-    return load_file(path)
-
-
-def _read_torch(path):
-    try:
-        import torch
-    except ImportError as problem:
-        raise UserError(
-            path,
-            'a torch file but no torch',
-            'PyTorch installed, or weights as .npz or .safetensors',
-            "run pip install 'dsrl-jax[torch]'.",
-        ) from problem
-    weights = torch.load(path, map_location='cpu', weights_only=True)
-    for wrapper in ('state_dict', 'model_state', 'model'):
-        if isinstance(weights.get(wrapper), dict):
-            weights = weights[wrapper]
-    return {
-        key: (value.float() if value.is_floating_point() else value).numpy()
-        for key, value in weights.items()
-        if isinstance(value, torch.Tensor)
-    }
-
-
-_READERS = {
-    '.npz': _read_npz,
-    '.safetensors': _read_safetensors,
-    '.pth': _read_torch,
-    '.pt': _read_torch,
-}
 
 
 def _strip(state_dict, ignored=()):

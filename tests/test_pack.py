@@ -145,7 +145,7 @@ def flip_byte(path):
         (lambda p: shard(p, 1).write_bytes(b'text' * 999), 'train-00001.*0 records for 2'),
         (lambda p: shard(p, 1).write_bytes(shard(p, 0).read_bytes()), 'other pixels.* of 2;'),
         (lambda p: flip_byte(shard(p, 1)), 'train-00001.*found a damaged shard'),
-        (lambda p: (p / 'train.json').write_text('{'), 'train.json.*JSONDecodeError'),
+        (lambda p: (p / 'train.json').write_text('{'), 'train.json.*no JSON'),
         (lambda p: (p / 'train.json').write_text('[]'), 'train.json.*cannot be used'),
         (lambda p: (p / 'train.json').unlink(), r'train.json.*\(there are: bare, val\)'),
     ],

@@ -21,7 +21,9 @@ import re
 import numpy as np
 
 from dsrl_jax.data import folder
-from dsrl_jax.data.sources import IGNORE, IMAGE_SUFFIXES, Pair, PairSource, as_indices, read_pixels
+from dsrl_jax.data.images import read_pixels
+from dsrl_jax.data.listings import check_link, plain, read_lines
+from dsrl_jax.data.sources import IGNORE, IMAGE_SUFFIXES, Pair, PairSource, as_indices, color_codes
 from dsrl_jax.errors import UserError
 
 VOID = 11
@@ -110,21 +112,18 @@ def read_label(path) -> np.ndarray:
 
 def group_colors(pixels) -> np.ndarray:
     """Original label colours uint8 [H, W, 3] -> class indices uint8 [H, W], 255 where void."""
-    codes = (pixels.astype(np.uint32) << np.array([16, 8, 0], np.uint32)).sum(-1, dtype=np.uint32)
-    table = [
-        ((r << 16) + (g << 8) + b, index)
-        for index, name in enumerate(CLASSES)
-        for r, g, b in ORIGINAL_COLORS[name]
-    ]
-    known, classes = (np.array(column) for column in zip(*sorted(table), strict=True))
-    place = np.minimum(np.searchsorted(known, codes), len(known) - 1)
-    return np.where(known[place] == codes, classes[place], IGNORE).astype(np.uint8)
+    codes = color_codes(pixels)
+    label = np.full(codes.shape, IGNORE, np.uint8)
+    for index, name in enumerate(CLASSES):
+        for red, green, blue in ORIGINAL_COLORS[name]:
+            label[codes == (red << 16) + (green << 8) + blue] = index
+    return label
 
 
 def read_list(listing: pathlib.Path) -> tuple[list[Pair], list[UserError]]:
     """(pairs, problems) of a list file; every line that cannot be used is a problem."""
     root, pairs, problems, seen = listing.parent, [], [], {}
-    for number, line in enumerate(listing.read_text(encoding='utf-8-sig').splitlines(), 1):
+    for number, line in enumerate(read_lines(listing, 'lines `image label`'), 1):
         where, entries = f'{listing}:{number}', line.split()
         if not entries:
             continue
@@ -180,16 +179,18 @@ def _within(name: str, drive: str, first: int) -> bool:
 
 
 def _resolve(root: pathlib.Path, entry: str, where: str) -> pathlib.Path:
+    """The file that an entry of a list names; UserError unless it is there, below the root."""
     parts = pathlib.PurePosixPath(entry.replace('\\', '/')).parts
     outside = '..' in parts  # asked first: shortening the path would hide it
     if any(part.lower() in ('camvid', 'segnet') for part in parts[:-2]):
         parts = parts[-2:]
-    if outside or pathlib.PurePosixPath(*parts).is_absolute() or ':' in parts[0]:
+    if outside or not plain('/'.join(parts)):
         raise UserError(
             where, f'the path {entry}', f'a path inside {root}', 'write it relative to the root.'
         )
     path = root.joinpath(*parts)
     for candidate in (path, *(path.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)):
         if candidate.is_file():
+            check_link(candidate, root, where)
             return candidate
     raise UserError(where, f'no file {path}', 'an existing file', 'add it or remove the line.')

@@ -15,15 +15,9 @@ import re
 
 import numpy as np
 
+from dsrl_jax.data.images import read_pixels
 from dsrl_jax.data.palettes import CITYSCAPES
-from dsrl_jax.data.sources import (
-    IGNORE,
-    IMAGE_SUFFIXES,
-    Pair,
-    PairSource,
-    as_indices,
-    read_pixels,
-)
+from dsrl_jax.data.sources import IGNORE, IMAGE_SUFFIXES, Pair, PairSource, as_indices
 from dsrl_jax.errors import UserError
 
 SIZE = (1024, 2048)  # height and width of every public image

@@ -10,19 +10,20 @@ the centres of the image's pixels, whose last column is width - 1.
 """
 
 import collections
-import json
-import math
 import os
 import pathlib
 
 import numpy as np
 
-from dsrl_jax.data.person_boxes import box_problem, person_category
+from dsrl_jax.data.listings import check_link, plain, read_json
+from dsrl_jax.data.person_boxes import box_problem, is_number, person_category
 from dsrl_jax.data.persons import ImageFile, Persons, PersonSource
 from dsrl_jax.errors import UserError, nearest, one_of
 from dsrl_jax.keypoints import COCO, Keypoints, check
 
 _LARGEST_ID = 2**31 - 1
+_LARGEST_SIDE = 2**20  # pixels; whether an image may be decoded is decided on its file
+_IMAGE_FIELDS = ('id', 'file_name', 'height', 'width')
 
 
 def build(config, split: str) -> PersonSource:
@@ -65,7 +66,7 @@ def read_keypoints(path: pathlib.Path) -> Keypoints:
     """
     if not path.is_file():
         return COCO
-    content = _json(path, 'an object with ' + ', '.join(Keypoints._fields))
+    content = read_json(path, 'an object with ' + ', '.join(Keypoints._fields))
     for field in Keypoints._fields:
         if not isinstance(content, dict) or not isinstance(content.get(field), list):
             found = repr(content.get(field)) if isinstance(content, dict) else 'no object'
@@ -74,6 +75,8 @@ def read_keypoints(path: pathlib.Path) -> Keypoints:
         if field not in Keypoints._fields:
             known = Keypoints._fields
             raise UserError(path, repr(field), one_of(known), nearest(field, known))
+    if not all(isinstance(name, str) for name in content['names']):
+        raise UserError(path, f'names {_short(content["names"])}', 'words', 'correct them.')
     keypoints = Keypoints(**{field: _tuples(content[field]) for field in Keypoints._fields})
     check(keypoints, path)
     return keypoints
@@ -106,25 +109,22 @@ def _folder(root, name):
 
 
 def _read(path):
-    content = _json(path, 'COCO annotations')
-    for key in ('images', 'annotations'):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+    content = read_json(path, 'COCO annotations')
+    content = {'categories': [], **content} if isinstance(content, dict) else {}
+    for key in ('images', 'annotations', 'categories'):
+        if not isinstance(content.get(key), list):
             raise UserError(path, f'no list of {key}', 'COCO annotations', 'restore the file.')
     return content
 
 
-def _json(path, expected):
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(path, str(error), expected, 'restore the file.') from None
-
-
 def _check_names(path, content, keypoints):
     """The file's own list of joints, where it has one, is that of the metadata."""
-    for category in content.get('categories', ()):
+    for category in content['categories']:
         names = category.get('keypoints') if isinstance(category, dict) else None
-        if names is not None and list(names) != list(keypoints.names):
+        if names is not None and not isinstance(names, list):
+            expected = 'a list of names'
+            raise UserError(path, f'keypoints {_short(names)}', expected, 'restore the file.')
+        if names is not None and names != list(keypoints.names):
             found = f'{len(names)} joints: {", ".join(map(str, names[:3]))}, ...'
             expected = f'{len(keypoints.names)}: {", ".join(keypoints.names[:3])}, ...'
             remedy = f'describe its joints in {path.parent / "keypoints.json"}.'
@@ -134,21 +134,26 @@ def _check_names(path, content, keypoints):
 def _images(path, content, folder):
     images, problems = {}, []
     for number, entry in enumerate(content['images']):
-        try:
-            image = ImageFile(
-                entry['id'], folder / entry['file_name'], entry['height'], entry['width']
-            )
-        except (KeyError, TypeError):
-            expected = 'an object with id, file_name, height, width'
-            where = f'{path}: image {number}'
+        where = f'{path}: image {number}'
+        fields = [entry.get(k) for k in _IMAGE_FIELDS] if isinstance(entry, dict) else [None]
+        if None in fields:
+            expected = 'an object with ' + ', '.join(_IMAGE_FIELDS)
             problems.append(UserError(where, _short(entry), expected, 'restore the file.'))
             continue
-        if not isinstance(image.id, int) or not 0 <= image.id <= _LARGEST_ID or image.id in images:
-            found = f'the id {image.id!r}' + ' again' * (image.id in images)
+        key, name, *size = fields
+        if type(key) is not int or not 0 <= key <= _LARGEST_ID or key in images:
+            again = type(key) is int and key in images
+            found = f'the id {_short(key)}' + ' again' * again
             expected = f'whole numbers up to {_LARGEST_ID}, each once'
-            problems.append(UserError(f'{path}: image {number}', found, expected, 'renumber it.'))
-            continue
-        images[image.id] = image
+            problems.append(UserError(where, found, expected, 'renumber it.'))
+        elif not plain(name):
+            found, remedy = f'the file_name {_short(name)}', 'write it relative to that folder.'
+            problems.append(UserError(where, found, f'a path inside {folder}', remedy))
+        elif any(type(side) is not int or not 0 < side <= _LARGEST_SIDE for side in size):
+            found = f'height {_short(size[0])}, width {_short(size[1])}'
+            problems.append(UserError(where, found, 'numbers of pixels', 'restore the file.'))
+        else:
+            images[key] = ImageFile(key, folder / name, *size)
     return list(images.values()), problems
 
 
@@ -159,11 +164,16 @@ def _rows(path, content, images, keypoints):
     rows, problems, left_out = [], [], collections.Counter()
     for number, entry in enumerate(content['annotations']):
         number = entry.get('id', number) if isinstance(entry, dict) else number
-        where = f'{path}: annotation {number}'
-        if not isinstance(entry, dict) or entry.get('image_id') not in places:
-            found = (
-                f'image id {entry.get("image_id")!r}' if isinstance(entry, dict) else repr(entry)
-            )
+        where = f'{path}: annotation {_short(number)}'
+        image_id = entry.get('image_id') if isinstance(entry, dict) else None
+        if type(number) is not int or not 0 <= number < 2**63:
+            found, expected = f'the id {_short(number)}', 'a whole number'
+            problems.append(UserError(where, found, expected, 'renumber it.'))
+            continue
+        if type(image_id) is not int or image_id not in places:
+            found = _short(entry)
+            if isinstance(entry, dict):
+                found = f'image id {_short(image_id)}'
             expected = 'an annotation of an image that the file lists'
             problems.append(UserError(where, found, expected, 'correct or remove it.'))
             continue
@@ -180,12 +190,15 @@ def _rows(path, content, images, keypoints):
         if not any(marks[2::3]):
             left_out['without a labelled joint'] += 1
             continue
-        image = images[places[entry['image_id']]]
+        image = images[places[image_id]]
         if problem := box_problem(where, entry.get('bbox'), image[2:]):
             problems.append(problem)
             continue
         box = _clipped(entry['bbox'], image)
-        if entry.get('area', 1) <= 0 or not any(box[2:]):
+        if not is_number(area := entry.get('area', 1)):
+            problems.append(UserError(where, f'the area {_short(area)}', 'a number', 'correct it.'))
+            continue
+        if area <= 0 or not any(box[2:]):
             left_out['without area'] += 1
             continue
         rows.append((places[image.id], number, box, np.reshape(marks, (-1, 3))))
@@ -199,8 +212,8 @@ def _marks_problem(where, marks, count):
         expected = f'{3 * count}: x, y, v of {count} joints'
         return UserError(where, found, expected, 'correct the array.')
     for value in marks:
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            return UserError(where, f'the value {value!r}', 'numbers', 'correct the array.')
+        if not is_number(value):
+            return UserError(where, f'the value {_short(value)}', 'numbers', 'correct the array.')
     wrong = [value for value in marks[2::3] if value not in (0, 1, 2)]
     if wrong:
         expected = '0 (not labelled), 1 (hidden) or 2 (visible)'
@@ -218,16 +231,22 @@ def _clipped(box, image):
 
 
 def _missing(images, folder):
-    """{place among the images: problem} of those that are not on disk."""
-    there = {entry.name for entry in os.scandir(folder)}
+    """{place among the images: problem} of those that are not on disk, or lead out of the root."""
+    # One listing for the flat folder of the public set; a file deeper down is looked for.
+    there = {entry.name: entry.is_symlink() for entry in os.scandir(folder)}
     remedy = 'restore the image, or take it out of the annotations.'
-    return {
-        place: UserError(image.path, 'no such file', 'an image that is annotated', remedy)
-        for place, image in enumerate(images)
-        # One listing for the flat folder of the public set; a file deeper down is looked for.
-        if not (image.path.parent == folder and image.path.name in there)
-        and not image.path.is_file()
-    }
+    found = {}
+    for place, image in enumerate(images):
+        linked = there.get(image.path.name) if image.path.parent == folder else True
+        if linked is None or (linked and not image.path.is_file()):
+            expected = 'an image that is annotated'
+            found[place] = UserError(image.path, 'no such file', expected, remedy)
+        elif linked:
+            try:
+                check_link(image.path, folder, image.path)
+            except UserError as problem:
+                found[place] = problem
+    return found
 
 
 def _tuples(value):

@@ -11,19 +11,13 @@ no class is black.
 """
 
 import functools
-import json
 import pathlib
 
 import numpy as np
 
-from dsrl_jax.data.sources import (
-    IGNORE,
-    IMAGE_SUFFIXES,
-    Pair,
-    PairSource,
-    as_indices,
-    read_pixels,
-)
+from dsrl_jax.data.images import read_pixels
+from dsrl_jax.data.listings import read_json, read_lines
+from dsrl_jax.data.sources import IGNORE, IMAGE_SUFFIXES, Pair, PairSource, as_indices, color_codes
 from dsrl_jax.errors import UserError
 
 _TRAIN_IDS, _LABEL_IDS = 19, 34  # how many Cityscapes has of both kinds
@@ -165,7 +159,7 @@ def _class_file(root):
 
 def _text_entries(path):
     """(where, name, colour) of every class."""
-    for number, line in enumerate(path.read_text(encoding='utf-8-sig').splitlines(), 1):
+    for number, line in enumerate(read_lines(path, 'lines `name red green blue`'), 1):
         fields = line.split()
         if not fields or fields[0].startswith('#'):
             continue
@@ -182,10 +176,8 @@ def _text_entries(path):
 
 def _json_entries(path):
     expected = '{"name": [red, green, blue], ...} with colours 0..255'
-    try:  # pairs, because a name that stands there twice would hide in a dict
-        entries = json.loads(path.read_text(encoding='utf-8-sig'), object_pairs_hook=tuple)
-    except ValueError as error:
-        raise UserError(path, f'no JSON ({error})', expected, 'correct the file.') from None
+    # Pairs, because a name that stands there twice would hide in a dict.
+    entries = read_json(path, expected, 'correct the file.', object_pairs_hook=tuple)
     if not isinstance(entries, tuple):
         raise UserError(path, type(entries).__name__, expected, 'correct the file.')
     for name, color in entries:
@@ -202,7 +194,7 @@ def _indices_of_colors(pixels, path, colors) -> np.ndarray:
     if len(set(colors)) < len(colors):
         found = 'a colour (RGB) label, where two classes have one colour'
         raise UserError(path, found, expected, remedy)
-    codes = (pixels.astype(np.uint32) << np.array([16, 8, 0], np.uint32)).sum(-1, dtype=np.uint32)
+    codes = color_codes(pixels)
     label = np.full(codes.shape, IGNORE, np.uint8)
     unknown = codes != 0
     for index, (red, green, blue) in enumerate(colors):

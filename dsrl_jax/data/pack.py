@@ -20,11 +20,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from dsrl_jax.data import geometry
+from dsrl_jax.data.images import MAX_PIXELS
+from dsrl_jax.data.listings import check_link, plain, read_json
 from dsrl_jax.data.sources import IGNORE
 from dsrl_jax.errors import UserError
 
 FORMAT = 'dsrl_jax packed split, version 1'
 SHARD_BYTES = 2**28  # of pixels, before compression; a shard is also what packing holds in memory
+_AGAIN = 'pack the data set again.'
 _SHAPE_TOLERANCE = 0.01  # of height / width: room for rounding, none for stretched objects
 
 
@@ -108,25 +111,14 @@ def build(config, split: str) -> PackedSource:
         raise UserError(
             path, 'no such file', f'the index of a split (there are: {known})', 'pack that split.'
         )
-    try:
-        index = json.loads(path.read_text(encoding='utf-8'))
-        if index['format'] != FORMAT:
-            raise ValueError(f'the format {index["format"]!r}')
-        source = PackedSource(
-            root,
-            split,
-            tuple(index['classes']),
-            tuple(tuple(color) for color in index['colors']),
-            tuple(Record(*record) for record in index['records']),
-            tuple((file, count) for file, count in index['shards']),
-        )
-        if len(source) != sum(count for _, count in source.shards):
-            raise ValueError('shards that do not hold its records')
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        found = f'an index that cannot be used ({type(error).__name__}: {error})'
-        raise UserError(path, found, f'a {FORMAT}', 'pack the data set again.') from None
+    source, fault = _read_index(root, split, read_json(path, f'a {FORMAT}', _AGAIN))
+    if fault:
+        raise UserError(path, f'an index that cannot be used ({fault})', f'a {FORMAT}', _AGAIN)
     missing = [root / file for file, _ in source.shards if not (root / file).is_file()]
     problems = [UserError(p, 'no such file', f'a shard of {split}', 'restore it.') for p in missing]
+    for file, _ in source.shards:
+        if root / file not in missing:
+            check_link(root / file, root, path)
     return dataclasses.replace(source, problems=tuple(problems))
 
 
@@ -154,6 +146,39 @@ def write(sources: Mapping, output, *, name: str, size=None, say=print) -> None:
         raise UserError(output, found, 'a folder to write', 'choose --output.') from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _read_index(root, split, index):
+    """(source, what is wrong with the index or '')."""
+    try:
+        if index['format'] != FORMAT:
+            raise ValueError(f'the format {index["format"]!r}')
+        source = PackedSource(
+            root,
+            split,
+            tuple(index['classes']),
+            tuple(tuple(color) for color in index['colors']),
+            tuple(Record(*record) for record in index['records']),
+            tuple((file, count) for file, count in index['shards']),
+        )
+        names = [record.name for record in source.records] + [file for file, _ in source.shards]
+        strange = [name for name in names if not plain(name)]  # results are written under names
+        if strange:
+            raise ValueError(f'the name {str(strange[0])[:60]!r}')
+        for record in source.records:
+            sides = record.height, record.width
+            if any(type(side) is not int or side < 1 for side in sides):
+                raise ValueError(f'sides {sides} of {record.name}')
+            if record.height * record.width > MAX_PIXELS:
+                raise ValueError(f'{record.height}x{record.width} pixels of {record.name}')
+        counts = [count for _, count in source.shards]
+        if any(type(count) is not int or count < 1 for count in counts):
+            raise ValueError(f'shards of {counts} records')
+        if len(source) != sum(counts):
+            raise ValueError('shards that do not hold its records')
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return None, f'{type(error).__name__}: {str(error)[:200]}'
+    return source, ''
 
 
 def _write_split(folder, split, source, name, size, say):

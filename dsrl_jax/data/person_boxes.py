@@ -6,12 +6,11 @@ A file of detections is a JSON list of {'image_id', 'category_id', 'bbox': [x, y
 
 import collections
 import dataclasses
-import json
-import math
 import pathlib
 
 import numpy as np
 
+from dsrl_jax.data.listings import read_json
 from dsrl_jax.data.persons import Persons, PersonSource
 from dsrl_jax.data.sources import Cached
 from dsrl_jax.errors import UserError
@@ -49,13 +48,13 @@ def list_boxes(source: PersonSource, path) -> tuple[PersonSource, list[UserError
     for number, entry in enumerate(_entries(path)):
         where = f'{path}: detection {number}'
         if not isinstance(entry, dict) or not _FIELDS.issubset(entry):
-            found = f'{sorted(entry) if isinstance(entry, dict) else entry!r}'
+            found = str(sorted(entry) if isinstance(entry, dict) else entry)[:60]
             expected = 'an object with ' + ', '.join(sorted(_FIELDS))
             problems.append(UserError(where, found, expected, _REMEDY))
         elif entry['category_id'] != category:
             others += 1
         elif (place := _place(places, entry['image_id'])) is None:
-            unknown[str(entry['image_id'])] += 1
+            unknown[str(entry['image_id'])[:60]] += 1
         elif problem := _score_problem(where, entry['score']) or box_problem(
             where, entry['bbox'], source.images[place][2:]
         ):
@@ -88,12 +87,10 @@ def list_boxes(source: PersonSource, path) -> tuple[PersonSource, list[UserError
 
 def box_problem(where, box, size) -> UserError | None:
     """What is wrong with a box (x, y, width, height) on an image of size (height, width)."""
-    try:
-        values = [float(value) for value in box]
-    except (TypeError, ValueError):
-        values = []
-    if len(values) != 4 or not all(map(math.isfinite, values)):
-        return UserError(where, f'the box {box!r}', 'four numbers x, y, width, height', _REMEDY)
+    values = box if isinstance(box, list | tuple) else []
+    if len(values) != 4 or not all(map(is_number, values)):
+        found = f'the box {str(box)[:60]}'
+        return UserError(where, found, 'four numbers x, y, width, height', _REMEDY)
     x, y, width, height = values
     shown = f'a box of {width:g}x{height:g} (width x height) at ({x:g}, {y:g})'
     if width <= 0 or height <= 0:
@@ -104,32 +101,36 @@ def box_problem(where, box, size) -> UserError | None:
     return None
 
 
+def is_number(value) -> bool:
+    """A number of JSON, and one that a float32 can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= _LARGEST  # False of nan
+
+
 def person_category(content: dict) -> int:
     """The id of the category that has keypoints; 1, COCO's person, where none says so."""
     known = content.get('categories', ())
-    return next((c['id'] for c in known if isinstance(c, dict) and 'keypoints' in c), 1)
+    return next((c.get('id') for c in known if isinstance(c, dict) and 'keypoints' in c), 1)
 
 
 _FIELDS = {'image_id', 'category_id', 'bbox', 'score'}
 _REMEDY = 'correct or remove it.'
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def _entries(path):
-    try:
-        entries = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        remedy = 'check pose.boxes.'
-        raise UserError(path, str(error), 'a JSON list of detections', remedy) from None
+    entries = read_json(path, 'a JSON list of detections', 'check pose.boxes.')
     if not isinstance(entries, list):
         raise UserError(path, f'a {type(entries).__name__}', 'a JSON list of detections', _REMEDY)
     return entries
 
 
 def _place(places, image):
-    return places.get(image) if isinstance(image, int) else None
+    return places.get(image) if type(image) is int else None
 
 
 def _score_problem(where, score):
-    if isinstance(score, int | float) and math.isfinite(score):
+    if is_number(score):
         return None
-    return UserError(where, f'the score {score!r}', 'a number', _REMEDY)
+    return UserError(where, f'the score {str(score)[:60]}', 'a number', _REMEDY)

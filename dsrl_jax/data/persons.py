@@ -6,13 +6,14 @@ has `keypoints` (see keypoints.py) and `ground_truth()`, the annotations in COCO
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import NamedTuple
 
 import numpy as np
 
-from dsrl_jax.data.sources import IGNORE, read_image
+from dsrl_jax.data.images import read_image
+from dsrl_jax.data.listings import read_json
+from dsrl_jax.data.sources import IGNORE
 from dsrl_jax.errors import UserError
 from dsrl_jax.keypoints import Keypoints
 
@@ -107,7 +108,7 @@ class PersonSource:
 
     def ground_truth(self) -> dict:
         """The whole annotation file, for the score."""
-        return json.loads(self.annotations.read_text())
+        return read_json(self.annotations, 'COCO annotations')
 
     def _image(self, index: int) -> ImageFile:
         return self.images[self.persons.image[index]]

@@ -1,4 +1,4 @@
-"""Labelled images on disk as random-access sources, and the reading of single files.
+"""Labelled images on disk as random-access sources, and what class indices are.
 
 A source is an object with `len()`, `source[i]` -> {'image': uint8 [H, W, 3], 'label': uint8
 [H, W] (absent where there is none), 'name': str}, `files(i)` -> dict of paths, and the attributes
@@ -12,14 +12,13 @@ import pathlib
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from dsrl_jax.data.images import orientation, read_image, upright_size
+from dsrl_jax.data.images import read_pixels as read_pixels  # of its own use to those who score
 from dsrl_jax.errors import UserError
 
 IGNORE = 255
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg')
-_ORIENTATION = 0x0112  # the EXIF tag
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,55 +166,13 @@ def image_size(source, index: int) -> tuple[int, int]:
     path = source.files(index).get('image')
     if path is None:
         return source[index]['image'].shape[:2]
-    image = _open(path)
-    width, height = image.size
-    turned = _orientation(image) in _SIDEWAYS
-    return (width, height) if turned else (height, width)
+    return upright_size(path)
 
 
 def element_name(source, index: int) -> str:
     """The 'name' of one element, undecoded where the source says it."""
     known = getattr(source, 'element_name', None)
     return source[index]['name'] if known is None else known(index)
-
-
-def read_image(path, *, upright: bool = True) -> np.ndarray:
-    """An image file as uint8 RGB [H, W, 3].
-
-    Grey becomes RGB, alpha is dropped, and the pixels are turned upright as the EXIF orientation
-    says, as viewers and labelling tools do; `upright=False` leaves them as stored. Sixteen-bit grey
-    and float images raise UserError.
-    """
-    image = _open(path)
-    turn = _TURNS.get(_orientation(image)) if upright else None
-    image = _load(image, path)
-    if image.mode.startswith('I') or image.mode == 'F':
-        raise UserError(
-            path,
-            f'an image of mode {image.mode} (more than 8 bits)',
-            '8 bits per channel',
-            'convert the image to 8-bit RGB.',
-        )
-    if turn is not None:
-        image = image.transpose(turn)
-    return np.array(image.convert('RGB'))
-
-
-def read_pixels(path) -> np.ndarray:
-    """A label file as stored: integers [H, W] for grey, palette (its indices), 16-bit and 1-bit
-    files, uint8 [H, W, 3] for colour files."""
-    image = _load(_open(path), path)
-    if image.mode in ('RGB', 'RGBA', 'CMYK'):
-        return np.array(image.convert('RGB'))
-    if image.mode in ('L', 'P', '1') or image.mode.startswith('I'):
-        pixels = np.array(image)
-        return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
-    raise UserError(
-        path,
-        f'a label of mode {image.mode}',
-        'a PNG with one channel of class indices',
-        'save the class indices as 8-bit greyscale PNG.',
-    )
 
 
 def as_indices(pixels, path, *, num_classes: int, void: int | None = None) -> np.ndarray:
@@ -236,69 +193,17 @@ def as_indices(pixels, path, *, num_classes: int, void: int | None = None) -> np
     return np.where(keep, pixels, IGNORE).astype(np.uint8)
 
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def _open(path) -> Image.Image:
-    path = pathlib.Path(path)
-    expected = 'a PNG or JPEG image'
-    try:
-        image = Image.open(path)
-    except FileNotFoundError:
-        raise UserError(path, 'no such file', expected, 'check the path.') from None
-    except Image.DecompressionBombError:
-        raise _too_large(path) from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        found = 'an empty file' if path.is_file() and not path.stat().st_size else 'no image'
-        found = f'{found} ({_first_line(error)})' if found == 'no image' else found
-        raise UserError(path, found, expected, 'restore or remove the file.') from None
-    # Pillow only warns up to twice this limit; a warning would leave the file unnamed.
-    if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        raise _too_large(path)
-    return image
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation of an image that was opened and not loaded; 1: upright.
-
-    Pillow's own method for PNG reads all pixels first, for what may stand behind them: slow, and
-    an error where the file is cut. What stands there does not count here.
-    """
-    return Image.Image.getexif(image).get(_ORIENTATION, 1)
-
-
-def _load(image: Image.Image, path) -> Image.Image:
-    try:
-        image.load()
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error ...
-        raise UserError(
-            path,
-            f'a damaged file ({_first_line(error)})',
-            'a complete PNG or JPEG image',
-            'restore the file from its source.',
-        ) from None
-    return image
-
-
-def _too_large(path) -> UserError:
-    return UserError(
-        path,
-        'an image with too many pixels (a decompression bomb?)',
-        f'at most {Image.MAX_IMAGE_PIXELS} pixels',
-        'cut the image into tiles.',
-    )
+def color_codes(pixels) -> np.ndarray:
+    """Colours uint8 [H, W, 3] -> one number each, uint32 [H, W]: 65536 red + 256 green + blue."""
+    codes = pixels[..., 0].astype(np.uint32)  # in place from here on: images may be large
+    for channel in (1, 2):
+        codes <<= 8
+        codes |= pixels[..., channel]
+    return codes
 
 
 def _mismatch(pair: Pair, image: tuple, label: tuple) -> UserError:
-    turned = _orientation(_open(pair.image))
+    turned = orientation(pair.image)
     note = f' after turning it by its EXIF orientation {turned}' if turned != 1 else ''
     return UserError(
         pair.label,
@@ -306,7 +211,3 @@ def _mismatch(pair: Pair, image: tuple, label: tuple) -> UserError:
         f'{image[0]}x{image[1]}, the size of {pair.image}{note}',
         'make image and label the same size.',
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -23,6 +23,8 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
+from dsrl_jax.data.images import MAX_PIXELS
+from dsrl_jax.data.listings import plain
 from dsrl_jax.data.sources import IGNORE, element_name, image_size
 from dsrl_jax.errors import UserError
 
@@ -64,7 +66,7 @@ class TfdsSource:
         name, *size = self.records[index]
         try:
             record = _opened(str(self.root), self.split)[int(index)]
-            image, label = (np.array(_decoded(record[key])) for key in ('image', 'label'))
+            image, label = (_decoded(record[key], size) for key in ('image', 'label'))
         except Exception as error:  # TFDS, ArrayRecord, protobuf and PNG each have their own
             reason = (str(error) or type(error).__name__).splitlines()[0]
             found = f'a record of {name} that cannot be read ({reason})'
@@ -92,6 +94,9 @@ def build(config, split: str) -> TfdsSource:
         known, metadata = sorted(info.splits), info.metadata
         classes, colors = tuple(metadata['classes']), metadata['colors']
         records = metadata['records'].get(split, ())
+        for name, height, width in records:
+            if not plain(name) or not 0 < height * width <= MAX_PIXELS:
+                raise ValueError(f'an image {name!r} of {height}x{width}')
     except Exception as error:
         found = f'a description that cannot be used ({type(error).__name__}: {error})'
         found = found.splitlines()[0]
@@ -206,8 +211,11 @@ def _encoded(pixels) -> bytes:
     return buffer.getvalue()
 
 
-def _decoded(png: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(png), formats=('PNG',))
+def _decoded(png: bytes, size) -> np.ndarray:
+    image = Image.open(io.BytesIO(png), formats=('PNG',))
+    if list(image.size[::-1]) != list(size):  # asked before a pixel is decoded
+        raise ValueError(f'{image.height}x{image.width} pixels')
+    return np.array(image)
 
 
 @functools.cache
