@@ -298,26 +298,19 @@ def _steps(folder):
 
 
 def _shared(workdir):
-    """WORKDIR/checkpoints, made by the first process and seen by all."""
+    """WORKDIR/checkpoints, which the first process makes and proves to be writable; all see it."""
     folder = pathlib.Path(workdir).absolute() / FOLDER
     if jax.process_index() == 0:
-        _writable(workdir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise _unwritable(folder, error) from None
     multihost_utils.sync_global_devices('dsrl_jax:workdir')
     if not folder.is_dir():
         found = f'no such folder on process {jax.process_index()}'
         raise UserError(folder, found, 'one that all processes share', 'choose --workdir.')
     return folder
-
-
-def _writable(workdir):
-    """Makes WORKDIR/checkpoints and proves that files can be written there."""
-    folder = pathlib.Path(workdir).absolute() / FOLDER
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-        return folder
-    except OSError as error:
-        raise _unwritable(folder, error) from None
 
 
 def _record(path):
