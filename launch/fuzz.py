@@ -3,9 +3,11 @@
     python launch/fuzz.py [--images=10000] [--weights=1000] [--checkpoints=1000] [--seed=0] \\
         [--output=FILE]
 
-Every case is made from (seed, number) alone. Cases run in a process of their own, which is started
-again behind a case that ends it. A failure is a case that ends in anything but a right result or
-one line of UserError, that takes longer than SECONDS, or that takes the process beyond MEMORY.
+Every case is made from (seed, number) alone; only the files of a checkpoint get random names when
+they are written, so what a case does to one changes from run to run. Cases run in a process of
+their own, which is started again behind a case that ends it. A failure is a case that ends in
+anything but a right result or one line of UserError, that takes longer than SECONDS, or that takes
+the process beyond MEMORY.
 Prints one JSON object; the exit code is 1 where anything failed.
 """
 
