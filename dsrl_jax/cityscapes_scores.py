@@ -16,8 +16,8 @@ import pathlib
 import numpy as np
 
 from dsrl_jax.data import cityscapes
+from dsrl_jax.data.images import read_pixels
 from dsrl_jax.data.palettes import CITYSCAPES
-from dsrl_jax.data.sources import read_pixels
 from dsrl_jax.errors import UserError
 
 CATEGORIES = {

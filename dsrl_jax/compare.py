@@ -1,6 +1,5 @@
 """`dsrl compare`: one report of several training runs, side by side."""
 
-import json
 import pathlib
 
 import numpy as np
@@ -78,7 +77,7 @@ def _scores(workdir: pathlib.Path, split: str) -> dict:
     if not path.is_file():
         remedy = f'run `dsrl eval --workdir={workdir} --split={split}` first.'
         raise UserError(path, 'no such file', 'the scores of this run', remedy)
-    return json.loads(path.read_text())
+    return inference.read_json(path)
 
 
 def _row(name: str, model, scores: dict, metrics: pathlib.Path) -> dict:

@@ -140,7 +140,7 @@ def load_json(path: str | pathlib.Path) -> ml_collections.ConfigDict:
     path = pathlib.Path(path)
     try:
         saved = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(path, str(error), 'a saved configuration', 'give the right file.') from None
     config = base()
     config.lock()

@@ -12,7 +12,7 @@ import numpy as np
 
 from dsrl_jax import checkpoint, graphs, models, pose_inference
 from dsrl_jax import config as configs
-from dsrl_jax.data import geometry, sources
+from dsrl_jax.data import geometry, images
 from dsrl_jax.errors import UserError
 from dsrl_jax.keypoints import Keypoints
 from dsrl_jax.metrics import bicubic
@@ -82,7 +82,7 @@ class Model:
         A model for poses gives the joints in `boxes` [[x, y, width, height], ...] in pixels of the
         image, or with None in the whole image as one box; see pose_inference.predict.
         """
-        image = sources.read_image(image) if isinstance(image, str | pathlib.Path) else image
+        image = images.read_image(image) if isinstance(image, str | pathlib.Path) else image
         image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             found = f'{image.dtype} {list(image.shape)}'

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from dsrl_jax import metrics
-from dsrl_jax.data import sources
+from dsrl_jax.data import images, sources
 from dsrl_jax.errors import UserError
 from dsrl_jax.step import make_eval_step
 
@@ -27,7 +27,7 @@ def photographs(model, variables: dict, folder) -> list[dict]:
     for name, files in _sets(pathlib.Path(folder)):
         total = {key: metrics.ImageQuality.empty() for key in ('', 'bicubic_')}
         for file in files:
-            view = crop(sources.read_image(file), model.network.multiple * model.config.scale, file)
+            view = crop(images.read_image(file), model.network.multiple * model.config.scale, file)
             found = score(variables, _batch(view))
             total = {key: total[key].merge(jax.device_get(found[key])) for key in total}
         row = {'set': name, 'images': len(files)}

@@ -3,7 +3,7 @@
 import pathlib
 
 from dsrl_jax import inference, pose_inference, pose_scores
-from dsrl_jax.data import picture_boxes, sources
+from dsrl_jax.data import images, picture_boxes
 from dsrl_jax.errors import UserError
 from dsrl_jax.report.overlay import save_png
 from dsrl_jax.report.skeleton import CONFIDENT
@@ -66,7 +66,7 @@ def _classes(args, model, paths, output) -> None:
         found, expected = 'a network for segmentation', 'one for pose'
         raise UserError('--boxes', found, expected, 'leave it out.')
     for path in paths:
-        result = model.predict(sources.read_image(path), resize=not args.no_resize)
+        result = model.predict(images.read_image(path), resize=not args.no_resize)
         save_png(result.labels, output / f'{path.stem}_ids.png')
         save_png(result.colors(), output / f'{path.stem}_colors.png')
         save_png(result.overlay(), output / f'{path.stem}_overlay.png')
@@ -82,7 +82,7 @@ def _poses(args, model, paths, output) -> None:
     people = picture_boxes.read(args.boxes, paths) if args.boxes else picture_boxes.whole(paths)
     entries = []
     for path, (image_id, boxes, scores) in zip(paths, people):
-        result = pose_inference.predict(model, sources.read_image(path), boxes, scores)
+        result = pose_inference.predict(model, images.read_image(path), boxes, scores)
         save_png(result.overlay(), output / f'{path.stem}_overlay.png')
         found = [{**entry, 'file_name': path.name} for entry in result.to_coco(image_id)]
         entries += found

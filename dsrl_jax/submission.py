@@ -14,7 +14,8 @@ import numpy as np
 
 from dsrl_jax import cityscapes_scores
 from dsrl_jax.data import cityscapes
-from dsrl_jax.data.sources import element_name, image_size, read_pixels
+from dsrl_jax.data.images import read_pixels
+from dsrl_jax.data.sources import element_name, image_size
 from dsrl_jax.errors import UserError
 from dsrl_jax.report.overlay import save_png
 

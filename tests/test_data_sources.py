@@ -10,6 +10,7 @@ from PIL import Image
 from dsrl_jax import data
 from dsrl_jax.data import camvid, folder, sources
 from dsrl_jax.data.frequencies import class_frequencies
+from dsrl_jax.data.images import read_image, read_pixels
 from dsrl_jax.errors import UserError
 
 TRAIN_PIXELS = [10682767, 14750079, 623349, 20076880, 2845085, 6166762, 743859, 714595]
@@ -135,9 +136,9 @@ def test_images_of_every_kind_become_rgb(tmp_path):
         ('alpha', alpha, rgb),
     ):
         save(tmp_path / f'{name}.png', array)
-        assert np.array_equal(sources.read_image(tmp_path / f'{name}.png'), expected)
+        assert np.array_equal(read_image(tmp_path / f'{name}.png'), expected)
     Image.fromarray(rgb).convert('P').save(tmp_path / 'palette.png')
-    assert sources.read_image(tmp_path / 'palette.png').shape == (4, 5, 3)
+    assert read_image(tmp_path / 'palette.png').shape == (4, 5, 3)
 
 
 def test_exif_orientation_turns_the_pixels(tmp_path):
@@ -147,7 +148,7 @@ def test_exif_orientation_turns_the_pixels(tmp_path):
     exif[0x0112] = 6
     save(tmp_path / 'images/train/a.png', image, exif=exif)
     (tmp_path / 'classes.txt').write_text('one 0 0 0\n')
-    assert np.array_equal(sources.read_image(tmp_path / 'images/train/a.png'), np.rot90(image, -1))
+    assert np.array_equal(read_image(tmp_path / 'images/train/a.png'), np.rot90(image, -1))
     source = data.build(config('folder', tmp_path), 'train')
     assert sources.image_size(source, 0) == source[0]['image'].shape[:2] == (5, 4)
 
@@ -165,7 +166,7 @@ def test_palette_bilevel_and_sixteen_bit_labels(tmp_path):
     for name, image in images.items():
         path = tmp_path / f'{name}.png'
         image.save(path)
-        label = sources.as_indices(sources.read_pixels(path), path, num_classes=2)
+        label = sources.as_indices(read_pixels(path), path, num_classes=2)
         assert np.array_equal(label, values) and label.dtype == np.uint8
 
 

@@ -10,8 +10,8 @@ import math
 import pathlib
 from typing import NamedTuple
 
+from dsrl_jax.data.images import read_image
 from dsrl_jax.data.person_boxes import box_problem, person_category
-from dsrl_jax.data.sources import read_image
 from dsrl_jax.errors import UserError
 
 

@@ -14,7 +14,6 @@ from collections.abc import Callable
 import numpy as np
 
 from dsrl_jax.data.images import orientation, read_image, upright_size
-from dsrl_jax.data.images import read_pixels as read_pixels  # of its own use to those who score
 from dsrl_jax.errors import UserError
 
 IGNORE = 255
