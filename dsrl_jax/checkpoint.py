@@ -138,6 +138,9 @@ class Checkpoints:
         try:
             return act(*args, **kwargs)
         except _DISK_ERRORS as error:
+            disk = isinstance(error, OSError) and not isinstance(error, TimeoutError)
+            if jax.process_count() > 1 and not disk and 'os_error' not in str(error):  # lost
+                raise jax.errors.JaxRuntimeError(str(error)) from error
             remedy = 'check free space and permissions, then resume.'
             raise UserError(self.folder, _brief(error), 'a checkpoint written', remedy) from error
 

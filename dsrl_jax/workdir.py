@@ -73,15 +73,14 @@ def keep_compiled(folder: str | pathlib.Path) -> None:
     if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
         return
     place = pathlib.Path(folder).absolute() / CACHE
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        for path in place.glob('*-cache') if jax.process_index() == 0 else ():
+    there = next(path for path in (place, *place.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        return
+    for path in place.glob('*-cache') if jax.process_index() == 0 else ():
+        with contextlib.suppress(FileNotFoundError):  # another start was here first
             if _torn(path.read_bytes()):
                 path.unlink()
-    except OSError:
-        return
-    if os.access(place, os.W_OK):
-        jax.config.update('jax_compilation_cache_dir', str(place))
+    jax.config.update('jax_compilation_cache_dir', str(place))
 
 
 def replace(path: pathlib.Path, text: str) -> None:

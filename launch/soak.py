@@ -6,10 +6,9 @@ A network of three convolutions is trained to its end once. Then runs of the sam
 killed by `kill -9` at moments drawn at random between 0 and the processor time of an undisturbed
 start, and started again until they are done. A run that is done makes room for the next one until
 all kills are spent. Of two processes one is killed, in turns, and the other must end by itself with
-the exit code of a lost process; where the first one dies, JAX ends the other. Every finished run
-must have the arrays of the undisturbed one bit for bit, the same checksums in its checkpoint, and
-every step and every evaluation exactly once in metrics.jsonl. FILE gets a part for each number of
-processes.
+the exit code of a lost process, or be ended by JAX. Every finished run must have the arrays of the
+undisturbed one bit for bit, the same checksums in its checkpoint, and every step and every
+evaluation exactly once in metrics.jsonl. FILE gets a part for each number of processes.
 """
 
 import argparse
@@ -46,10 +45,8 @@ RUN = (
 )
 DEVICES = 2  # of all processes together
 PATIENCE = 120  # seconds in which a process must have noticed that another one is gone
-ENDS = {  # how the other process may end, by which one was killed
-    0: (parallel.LOST, -signal.SIGABRT, 128 + signal.SIGABRT),
-    1: (parallel.LOST,),
-}
+# How the other process may end: by its own line, or by JAX where that hears of the loss first.
+ENDS = parallel.LOST, -signal.SIGABRT
 # The function of dsrl_jax/train.py that the run was in -> what it was doing, innermost first.
 PHASES = {
     '_score': 'evaluation',
@@ -132,7 +129,7 @@ def _until_done(folder, processes, length, kills, before, rng) -> list[dict]:
             return records
         assert record, f'{codes}: {_said(folder)}'
         for index, code in enumerate(codes):
-            expected = (-signal.SIGKILL,) if index == victim else ENDS[victim]
+            expected = (-signal.SIGKILL,) if index == victim else ENDS
             expected += (0,) if record['last_logged'] == STEPS else ()  # it was done by then
             assert code in expected, f'process {index} ended with {code}: {_said(folder, index)}'
         saved = max((int(p.name) for p in _saves(folder) if p.name.isdecimal()), default=0)
