@@ -69,7 +69,10 @@ def joined(args):
     except UserError as error:
         _leave_early(error.code)
         raise
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if isinstance(error, ValueError) and 'Gloo' not in str(error):
+            _leave_early(1)
+            raise
         _leave_early(LOST)
         raise UserError(
             f'process {jax.process_index()}',

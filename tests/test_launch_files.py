@@ -256,7 +256,7 @@ def test_skypilot_recovers_and_starts_a_command_that_is_understood():
         assert f'export {name}=' in task['run']
     devices = task['num_nodes'] * int(task['resources']['accelerators'].split(':')[1])
     assert settings.data.batch_size % devices == settings.data.eval_batch_size % devices == 0
-    assert task['resources']['job_recovery']['recover_on_exit_codes'] == [75, 143]
+    assert task['resources']['job_recovery']['recover_on_exit_codes'] == [75, 134, 143]
     for script in (task['setup'], task['run']):
         done = subprocess.run(['bash', '-n'], input=script, capture_output=True, text=True)
         assert done.returncode == 0 and script.startswith('set -euo pipefail'), done.stderr

@@ -35,7 +35,7 @@ def run(path, *words, environment, **more):
 @pytest.mark.parametrize(
     ('code', 'restarts', 'requeued'),
     [
-        *[(143, '', True), (75, '', True), (143, '19', True), (143, '20', False)],
+        *[(143, '', True), (75, '', True), (134, '', True), (143, '19', True), (143, '20', False)],
         *[(0, '', False), (2, '', False), (137, '', False)],
     ],
 )
