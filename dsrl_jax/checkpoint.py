@@ -5,11 +5,7 @@ since zstd blocks carry none. Every restore goes into an explicit abstract tree,
 written on any number of devices loads on any other.
 """
 
-import contextlib
-import gc
-import io
 import json
-import logging
 import math
 import operator
 import pathlib
@@ -23,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from dsrl_jax import broken_files
 from dsrl_jax.errors import UserError
 
 FOLDER = 'checkpoints'
@@ -46,12 +43,11 @@ class Checkpoints:
     def __init__(self, workdir, keep, every, best):
         self.folder = _shared(workdir)
         self._best = best
-        logging.getLogger('absl').addFilter(_from_elsewhere)
-        sys.excepthook = _show_raised
+        broken_files.hush()
         for path in sorted(self.folder.glob('*.orbax-checkpoint-tmp*')):
             _warn(f'{path}: half-written checkpoint of a stopped run, removed')
         for path in self.folder.glob('*/metrics/metrics') if jax.process_index() == 0 else ():
-            if _attempt(lambda p=path: json.loads(p.read_text())[_BEST])[1]:
+            if broken_files.attempt(lambda p=path: json.loads(p.read_text())[_BEST])[1]:
                 told = f'cannot be read, removed; step {path.parts[-3]} counts as not scored'
                 _warn(f'{path}: {told}')
                 path.unlink()
@@ -114,7 +110,7 @@ class Checkpoints:
     def config(self) -> dict:
         """The config saved with the newest checkpoint whose config can be read."""
         for step in _steps(self.folder):
-            record, _ = _attempt(lambda n=step: _record(self.folder / str(n)))
+            record, _ = broken_files.attempt(lambda n=step: _record(self.folder / str(n)))
             if record:
                 return record['config']
         raise UserError(self.folder, 'no checkpoint', 'one that can be read', 'train first.')
@@ -142,7 +138,8 @@ class Checkpoints:
             if jax.process_count() > 1 and not disk and 'os_error' not in str(error):  # lost
                 raise jax.errors.JaxRuntimeError(str(error)) from error
             remedy = 'check free space and permissions, then resume.'
-            raise UserError(self.folder, _brief(error), 'a checkpoint written', remedy) from error
+            found = broken_files.brief(error)
+            raise UserError(self.folder, found, 'a checkpoint written', remedy) from error
 
 
 def restore_weights(path, abstract):
@@ -216,7 +213,7 @@ def _read(path, abstract, partial, where):
     UserError if what was saved reads well but has other leaves.
     """
     handler = ocp.PyTreeCheckpointHandler()
-    saved, trouble = _attempt(lambda: handler.metadata(path).tree)
+    saved, trouble = broken_files.attempt(lambda: handler.metadata(path).tree)
     if trouble:
         return None, trouble
     if abstract is None:
@@ -232,30 +229,7 @@ def _read(path, abstract, partial, where):
         item=abstract, restore_args=jax.tree.map(argument, abstract), partial_restore=partial
     )
     with ocp.Checkpointer(handler) as reader:
-        return _attempt(lambda: reader.restore(path, args=wanted))
-
-
-def _attempt(read):
-    """read() -> (value, None), or (None, reason) from whatever broken files make it raise.
-
-    Orbax and tensorstore raise anything from KeyError to JaxRuntimeError, and print traces of
-    abandoned reads from threads and finalizers; the one line of the caller replaces those.
-    """
-    noise, log = io.StringIO(), logging.getLogger('asyncio')
-    with contextlib.redirect_stderr(noise):
-        log.disabled = True  # its handlers may hold the stderr of before
-        try:
-            value, trouble = read(), None
-        except Exception as error:
-            value, trouble = None, _brief(error)
-        if trouble:
-            gc.collect()
-            time.sleep(0.2)
-            gc.collect()  # what ended meanwhile speaks up when it is collected
-        log.disabled = False
-    if not trouble:
-        sys.stderr.write(noise.getvalue())
-    return value, trouble
+        return broken_files.attempt(lambda: reader.restore(path, args=wanted))
 
 
 def _check(where, saved, abstract, partial):
@@ -272,7 +246,7 @@ def _check(where, saved, abstract, partial):
 
 def _damage(path, tree):
     """Why the arrays are not those that were saved, None if they are."""
-    record, trouble = _attempt(lambda: _record(path))
+    record, trouble = broken_files.attempt(lambda: _record(path))
     for name, number in _checksums(tree).items() if record else ():
         if number != record['crc32'].get(name):
             return f'{name} has other bytes than were saved'
@@ -322,29 +296,12 @@ def _record(path):
     return {'config': record['config'], 'crc32': record['crc32']}
 
 
-def _from_elsewhere(record):
-    """Errors that orbax logs from its threads are raised here too, there to be told in one line."""
-    return record.levelno < logging.ERROR or 'orbax' not in record.pathname
-
-
-def _show_raised(kind, error, trace, show=sys.excepthook):
-    """Nor is there news in what tensorstore's threads raise after a save that failed."""
-    if str(error) != 'Event loop is closed':
-        show(kind, error, trace)
-
-
 def _warn(line):
     """One line on stderr, from one process."""
     if jax.process_index() == 0:
         print(line, file=sys.stderr, flush=True)
 
 
-def _brief(error):
-    """The kind of an error and the two ends of its text, on one line."""
-    text = ' '.join(str(error).split('[source')[0].split())
-    text = text if len(text) < 180 else f'{text[:90]}...{text[-80:]}'
-    return f'{type(error).__name__}: {text}'
-
-
 def _unwritable(folder, error):
-    return UserError(folder, _brief(error), 'a folder to write', 'choose another folder.')
+    found = broken_files.brief(error)
+    return UserError(folder, found, 'a folder to write', 'choose another folder.')

@@ -161,7 +161,7 @@ def _checked(boxes, size) -> np.ndarray:
     if boxes is None:
         boxes = [[0, 0, size[1], size[0]]]
     try:
-        boxes = list(boxes.tolist() if isinstance(boxes, np.ndarray) else boxes)
+        boxes = [_plain(box) for box in boxes]
     except TypeError:
         expected = 'a list of [x, y, width, height]'
         raise UserError('boxes', repr(boxes), expected, 'give one for each person.') from None
@@ -169,6 +169,14 @@ def _checked(boxes, size) -> np.ndarray:
         if problem := box_problem(f'box {number}', box, size):
             raise problem
     return np.array(boxes, float).reshape(-1, 4)
+
+
+def _plain(box):
+    """A box with Python's numbers in the place of numpy's; what is none as it is."""
+    try:
+        return np.asarray(box, float).tolist()
+    except (TypeError, ValueError):
+        return box
 
 
 def _tuples(value):

@@ -89,7 +89,8 @@ MAY_IMPORT = {
     'records': ('errors',),
     'initial': ('config', 'inference', 'parallel', 'pretrained', 'state', 'foreign', 'errors'),
     'resident': ('parallel', 'data', 'ops', 'errors'),
-    'checkpoint': ('errors',),
+    'broken_files': (),
+    'checkpoint': ('broken_files', 'errors'),
     'logger': ('records', 'errors'),
     'cli': ('errors',),
 }

@@ -14,9 +14,10 @@ import dsrl_jax
 from dsrl_jax import config as configs
 from dsrl_jax import diagnostics, inference, losses, optimizer, parallel
 from dsrl_jax import state as states
-from dsrl_jax.logger import Logger, read_metrics
+from dsrl_jax.logger import Logger
 from dsrl_jax.ops import resize
 from dsrl_jax.ops.affinity import dense_affinity_loss
+from dsrl_jax.records import read_metrics
 
 CLASSES, SIZE = 5, (64, 96)
 GRID = tuple(n // 16 for n in SIZE)

@@ -101,7 +101,7 @@ def test_people_in_batches_are_people_alone(model):
     [
         ([[96, 0, 10, 10]], ['box 0', 'outside the image', '96x128']),
         ([[0, 0, 9, 9], [5, 5, 0, 10]], ['box 1', '0x10', 'above 0']),
-        ([[1, 2, 3]], ['box 0', '[1, 2, 3]', 'four numbers']),
+        ([[1, 2, 3]], ['box 0', '[1.0, 2.0, 3.0]', 'four numbers']),
         ([1, 2, 3, 4], ['box 0', 'four numbers']),
         ([[0, 0, float('nan'), 4]], ['box 0', 'nan', 'four numbers']),
         (7, ['boxes', '7', 'a list of']),

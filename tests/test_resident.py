@@ -18,8 +18,9 @@ from dsrl_jax import config as configs
 from dsrl_jax import inference, parallel, resident
 from dsrl_jax.data import geometry, pipeline
 from dsrl_jax.errors import UserError
-from dsrl_jax.logger import Logger, read_metrics
+from dsrl_jax.logger import Logger
 from dsrl_jax.ops import views
+from dsrl_jax.records import read_metrics
 
 FILL = (9, 8, 7)
 SIZES = [(37, 53), (40, 64), (40, 61)]
