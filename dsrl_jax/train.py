@@ -36,8 +36,7 @@ from dsrl_jax.step import make_train_step
 from dsrl_jax.workdir import alone, keep_compiled, replace
 
 TERMINATED = 143  # 128 + SIGTERM: what a scheduler expects of a job it stopped
-
-VERIFIED_STEPS = 10  # of each twin
+VERIFIED_STEPS = 10  # of each twin of --verify
 
 
 def flags(parser) -> None:
@@ -69,12 +68,12 @@ def verify(config, workdir) -> bool:
     there already.
     """
     folder = pathlib.Path(workdir) / 'verify'
-    if folder.exists():
+    if folder.exists() and jax.process_index() == 0:  # which makes it, the others being later
         raise UserError(folder, 'a folder that exists', 'none yet', 'remove it.')
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.steps, config.epochs = min(config.steps or VERIFIED_STEPS, VERIFIED_STEPS), 0.0
-        config.log.every = 1
+        config.checkpoint.every, config.eval.every, config.log.every = config.steps, 0, 1
     twins = [folder / name for name in ('first', 'second')]
     for twin in twins:
         if train(config, twin, score=False) is None:

@@ -47,12 +47,12 @@ DEVICES = 2  # of all processes together
 PATIENCE = 120  # seconds in which a process must have noticed that another one is gone
 # How the other process may end: by its own line, or by JAX where that hears of the loss first.
 ENDS = parallel.LOST, -signal.SIGABRT
-# The function of dsrl_jax/train.py that the run was in -> what it was doing, innermost first.
+# The function of train.py or initial.py that the run was in -> what it was doing, innermost first.
 PHASES = {
     '_score': 'evaluation',
     '_dispatches': 'data',
     'program': 'compile',
-    '_initial_state': 'start',
+    'initial_state': 'start',
     'train': 'step',
 }
 KINDS = ('train/', 'eval/')  # of records in metrics.jsonl
@@ -147,7 +147,7 @@ def _start(folder, processes):
 def _kill(folder, running, victim, at) -> dict:
     """Kills one process; when it was, and what the run was doing."""
     stack = process_run.kill(running[victim], folder, victim)
-    frames = re.findall(r'dsrl_jax/train.py", line \d+ in (\w+)', stack)
+    frames = re.findall(r'dsrl_jax/(?:train|initial)\.py", line \d+ in (\w+)', stack)
     phase = next((PHASES[name] for name in frames if name in PHASES), 'start')
     if phase == 'step' and 'parameters (' not in _said(folder):
         phase = 'start'
@@ -193,9 +193,8 @@ def _of(records, kind) -> list:
 
 def _last_checkpoint(run):
     """Checksums and arrays."""
-    step = run / checkpoint.FOLDER / str(STEPS)
-    checksums = json.loads((step / 'config' / 'metadata').read_text())['crc32']
-    return checksums, checkpoint.load_params(step / 'state')
+    arrays = checkpoint.load_params(run / checkpoint.FOLDER / str(STEPS) / 'state')
+    return checkpoint.checksums(run), arrays
 
 
 if __name__ == '__main__':
