@@ -12,7 +12,8 @@ import time
 
 def hush() -> None:
     """From here on no traces of what the caller is told by an error anyway."""
-    logging.getLogger('absl').addFilter(_from_elsewhere)
+    for name in ('absl', 'asyncio'):
+        logging.getLogger(name).addFilter(_from_elsewhere)
     sys.unraisablehook = _show_unraisable
 
 
@@ -49,8 +50,8 @@ def brief(error: BaseException) -> str:
 
 
 def _from_elsewhere(record):
-    """Errors that orbax logs from its threads are raised here too, there to be told in one line."""
-    return record.levelno < logging.ERROR or 'orbax' not in record.pathname
+    """Errors of orbax's threads and tasks are raised here too, there to be told in one line."""
+    return record.levelno < logging.ERROR or 'orbax' not in record.pathname + record.getMessage()
 
 
 def _show_unraisable(unraisable, show=sys.unraisablehook):
