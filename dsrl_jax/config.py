@@ -109,11 +109,6 @@ def get(config: ml_collections.ConfigDict, dotted: str):
     return config
 
 
-def save_json(config: ml_collections.ConfigDict, path: str | pathlib.Path) -> None:
-    """Write the configuration as JSON."""
-    pathlib.Path(path).write_text(json.dumps(to_dict(config), indent=2) + '\n')
-
-
 def compare(saved, now, keys, defaults=None) -> None:
     """UserError at the first difference of two configs (dicts or JSON text) in `keys`.
 

@@ -10,7 +10,6 @@ from dsrl_jax import cityscapes_scores, data, inference, multi_scale, parallel, 
 from dsrl_jax import config as configs
 from dsrl_jax.data.cityscapes import to_label_ids
 from dsrl_jax.errors import UserError
-from dsrl_jax.records import read_metrics
 
 
 def flags(parser) -> None:
@@ -100,18 +99,6 @@ def write_scores(scores: dict, folder: pathlib.Path) -> None:
         (folder / 'scores.json').write_text(json.dumps(scores, indent=2) + '\n')
     except OSError as error:
         raise UserError(folder, str(error), 'a folder to write', 'choose --output.') from None
-
-
-def recorded_scores(workdir: pathlib.Path, split: str, last: int) -> dict:
-    """{step: scores} of the split that a run has recorded up to the step `last`; on process 0."""
-    if jax.process_index() or not (workdir / 'metrics.jsonl').exists():
-        return {}
-    name, found = f'eval/{split}/', {}
-    for record in read_metrics(workdir):
-        scores = {k.removeprefix(name): v for k, v in record.items() if k.startswith(name)}
-        if scores and record['step'] <= last:
-            found[record['step']] = scores
-    return found
 
 
 def _official(score, source, watch=()) -> dict:

@@ -3,7 +3,6 @@
 import datetime
 import importlib.metadata
 import json
-import os
 import pathlib
 import subprocess
 
@@ -12,7 +11,7 @@ import numpy as np
 from dsrl_jax import __version__, inference, roofline, tasks, train
 from dsrl_jax import config as configs
 from dsrl_jax.errors import UserError
-from dsrl_jax.records import read_metrics
+from dsrl_jax.records import read_metrics, replace
 
 RESULT = 'result.json'
 
@@ -43,7 +42,7 @@ def run(config, folder, splits=('test',)) -> dict | None:
         for split in missing:
             score = tasks.of(model.network).final_scores
             result['scores'] |= score(model.network, variables, config, split, folder)
-        _write(folder / RESULT, result)
+        replace(folder / RESULT, json.dumps(result, indent=1) + '\n')
     return result
 
 
@@ -100,13 +99,6 @@ def _training(folder):
         'curve': curve,
         'sr': measured if measured['psnr'] is not None else None,
     }
-
-
-def _write(path, result):
-    """Whole or not at all: a run that is cut off here is scored again."""
-    part = path.with_suffix('.part')
-    part.write_text(json.dumps(result, indent=1) + '\n')
-    os.replace(part, path)
 
 
 def _commit():

@@ -77,6 +77,11 @@ def check(keypoints: Keypoints, where: object) -> None:
     _check_distinct(f'{where}: upper', keypoints.upper)
 
 
+def from_lists(content: dict) -> Keypoints:
+    """The joints of a JSON object, whose fields are there and are lists; not yet checked."""
+    return Keypoints(**{field: _tuples(content[field]) for field in Keypoints._fields})
+
+
 def mirrored(keypoints: Keypoints) -> tuple[int, ...]:
     """For each of the J joints the one that lies in its place in a mirrored image."""
     order = list(range(len(keypoints.names)))
@@ -105,6 +110,10 @@ def _check_distinct(where, joints):
     again = sorted({j for j in joints if list(joints).count(j) > 1})
     if again:
         raise UserError(where, f'joint {again[0]} twice', 'each joint once', 'remove one of them.')
+
+
+def _tuples(value):
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _positive(value):

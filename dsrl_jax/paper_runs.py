@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dsrl_jax import config as configs
-from dsrl_jax import costs, data, experiment, inference, models, tasks
+from dsrl_jax import costs, data, experiment, inference, models, paper_figures, tasks
 from dsrl_jax.errors import UserError, lookup
 from dsrl_jax.models import hrnet
 from dsrl_jax.models.dsrl import inference_variables
@@ -26,7 +26,7 @@ def task_of(name: str) -> str:
     """What a table or figure of the paper is of: 'pose' for table5 and figure9."""
     if name in TABLES:
         return TABLES[name].task
-    return 'pose' if name == 'figure9' else 'segmentation'
+    return paper_figures.TASKS.get(name, 'segmentation')
 
 
 def check(name: str, config, split: str) -> None:

@@ -15,7 +15,7 @@ from dsrl_jax import losses, oks, pose_scores
 from dsrl_jax.data import person_batches, person_crop
 from dsrl_jax.data.person_boxes import box_problem
 from dsrl_jax.errors import UserError
-from dsrl_jax.keypoints import Keypoints, check, mirrored
+from dsrl_jax.keypoints import Keypoints, check, from_lists, mirrored
 from dsrl_jax.ops import heatmaps, resize
 from dsrl_jax.report import skeleton
 
@@ -147,7 +147,7 @@ def read_joints(saved: dict, path) -> Keypoints:
         found = 'none' if parts is None else 'not all of its lists'
         expected = 'the joints of the model: ' + ', '.join(fields)
         raise UserError(where, found, expected, 'train it again, or export the run again.')
-    keypoints = Keypoints(*(_tuples(parts[field]) for field in fields))
+    keypoints = from_lists(parts)
     check(keypoints, where)
     if list(keypoints.names) != list(saved['classes']):
         found = ', '.join(map(str, keypoints.names))
@@ -177,7 +177,3 @@ def _plain(box):
         return np.asarray(box, float).tolist()
     except (TypeError, ValueError):
         return box
-
-
-def _tuples(value):
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -37,13 +37,23 @@ def read_metrics(path) -> list[dict]:
     return records
 
 
+def read_scores(workdir: pathlib.Path, split: str, last: int) -> dict[int, dict]:
+    """{step: scores} of the split that a run has recorded up to the step `last`."""
+    name, found = f'eval/{split}/', {}
+    for record in read_metrics(workdir) if (workdir / 'metrics.jsonl').exists() else ():
+        scores = {k.removeprefix(name): v for k, v in record.items() if k.startswith(name)}
+        if scores and record['step'] <= last:
+            found[record['step']] = scores
+    return found
+
+
 def cut(path, start, clocks, say):
     """Drops records of step >= start, remakes the CSV; returns its columns and the times so far."""
     records = read_metrics(path) if path.exists() else []
     kept = [r for r in records if r['step'] < start]
     if len(kept) < len(records):
         say(f'{path}: dropped {len(records) - len(kept)} records of steps >= {start}')
-    _replace(path, ''.join(json.dumps(encode(r)) + '\n' for r in kept))
+    replace(path, ''.join(json.dumps(encode(r)) + '\n' for r in kept))
     return write_csv(path), _past_times(records, kept, clocks)
 
 
@@ -74,8 +84,8 @@ def write_csv(path):
     return list(columns)
 
 
-def _replace(path, text):
-    """Writes a text file in one step, so that a kill leaves the old one or the new one."""
+def replace(path: pathlib.Path, text: str) -> None:
+    """Writes a text file in one step, so that a kill or a full disk leaves the old one."""
     temporary = path.with_suffix(path.suffix + '.tmp')
     temporary.write_text(text, encoding='utf-8')
     os.replace(temporary, path)

@@ -31,9 +31,9 @@ from dsrl_jax.errors import UserError
 from dsrl_jax.initial import initial_state
 from dsrl_jax.logger import Logger
 from dsrl_jax.models import freezing
-from dsrl_jax.records import read_metrics
+from dsrl_jax.records import read_metrics, read_scores, replace
 from dsrl_jax.step import make_train_step
-from dsrl_jax.workdir import alone, keep_compiled, replace
+from dsrl_jax.workdir import alone, keep_compiled
 
 TERMINATED = 143  # 128 + SIGTERM: what a scheduler expects of a job it stopped
 VERIFIED_STEPS = 10  # of each twin of --verify
@@ -150,7 +150,8 @@ def train(config, workdir, *, score: bool = True) -> dict | None:
         batch = resident.make_batch(held, config, mesh) if held else None
         program = _programs(train_step, batch, mesh)
         eval_fn = task.jit_eval_step(network, config, scored, sr=_has_sr(config))
-        recorded = evaluate.recorded_scores(workdir, config.data.eval_split, start)
+        writes = jax.process_index() == 0
+        recorded = read_scores(workdir, config.data.eval_split, start) if writes else {}
         logger = Logger(
             workdir,
             steps=steps,

@@ -83,13 +83,6 @@ def keep_compiled(folder: str | pathlib.Path) -> None:
     jax.config.update('jax_compilation_cache_dir', str(place))
 
 
-def replace(path: pathlib.Path, text: str) -> None:
-    """Writes a text file in one step, so that a kill or a full disk leaves the old one."""
-    temporary = path.with_name(f'{path.name}.tmp')
-    temporary.write_text(text, encoding='utf-8')
-    os.replace(temporary, path)
-
-
 def _torn(data: bytes) -> bool:
     """Whether a compressed program ends too early; what is not known is taken for whole."""
     try:

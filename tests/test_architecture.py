@@ -67,8 +67,8 @@ MAY_IMPORT = {
     'paper_costs': ('costs', 'models', 'errors'),
     'paper_tables': ('paper_costs',),
     'paper_runs': (
-        *('config', 'costs', 'data', 'experiment', 'inference', 'models', 'paper_tables'),
-        *('report', 'tasks', 'errors'),
+        *('config', 'costs', 'data', 'experiment', 'inference', 'models', 'paper_figures'),
+        *('paper_tables', 'report', 'tasks', 'errors'),
     ),
     'paper_command': (
         *('config', 'inference', 'paper_figures', 'paper_runs', 'paper_tables', 'photographs'),

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from refusals import TINY as TOY
 from refusals import assert_one_line, refused
-from test_pose_training import COUNT, JOINTS, Blobs, flags
+from test_pose_training import COUNT, JOINTS, Blobs, trained
 
 from dsrl_jax import cli, data, inference, model_directory, paper_figures, tasks
 from dsrl_jax import config as configs
@@ -27,11 +27,7 @@ def blobs():
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     """The workdir of the run of test_pose_training, whose programs are compiled once."""
-    folder = tmp_path_factory.mktemp('predict') / 'run'
-    argv = ['train', *flags('full'), f'--workdir={folder}', '--config.steps=12']
-    argv += ['--config.checkpoint.every=8', '--config.checkpoint.keep=3']
-    assert cli.main(argv) == 0
-    return folder
+    return trained(tmp_path_factory.mktemp('predict') / 'run')
 
 
 @pytest.fixture(scope='module')

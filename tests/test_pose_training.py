@@ -179,10 +179,12 @@ def test_terms_carry_the_name_of_the_task():
 @pytest.fixture(scope='module')
 def full(tmp_path_factory):
     """The workdir of a finished run of twelve steps, a checkpoint after the eighth."""
-    folder = tmp_path_factory.mktemp('pose') / 'full'
-    argv = ['train', *flags('full'), f'--workdir={folder}', '--config.steps=12']
-    argv += ['--config.checkpoint.every=8', '--config.checkpoint.keep=3']
-    assert cli.main(argv) == 0
+    return trained(tmp_path_factory.mktemp('pose') / 'full')
+
+
+def trained(folder):
+    words = ['--config.steps=12', '--config.checkpoint.every=8', '--config.checkpoint.keep=3']
+    assert cli.main(['train', *flags('full'), f'--workdir={folder}', *words]) == 0
     return folder
 
 
@@ -242,8 +244,7 @@ def cut(workdir, copy):
 
 def test_resuming_equals_going_on(full, tmp_path):
     workdir = cut(full, tmp_path / 'again')
-    argv = ['train', f'--config={workdir / "config.json"}', f'--workdir={workdir}']
-    assert cli.main(argv) == 0
+    assert cli.main(['train', f'--config={workdir / "config.json"}', f'--workdir={workdir}']) == 0
     straight, resumed = (inference.from_workdir(folder)[1] for folder in (full, workdir))
     jax.tree.map(np.testing.assert_array_equal, straight, resumed)
     assert terms_of(workdir) == terms_of(full)

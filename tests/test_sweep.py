@@ -48,7 +48,7 @@ def test_a_sweep_leaves_out_what_is_finished(sweep, tmp_path, capsys):
     settings = config.load(str(path), [('steps', '2'), ('epochs', '0.0')])
     scores = done / f'eval_{settings.data.eval_split}/scores.json'
     scores.parent.mkdir(parents=True)
-    config.save_json(settings, done / 'config.json')
+    (done / 'config.json').write_text(json.dumps(config.to_dict(settings)))
     flags = [f'--config={path}', f'--workdir={tmp_path / "runs"}']
     for step, left in ((2, ['r3']), (1, ['r2', 'r3'])):
         scores.write_text(json.dumps({'step': step}))

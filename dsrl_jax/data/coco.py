@@ -19,7 +19,7 @@ from dsrl_jax.data.listings import check_link, plain, read_json
 from dsrl_jax.data.person_boxes import box_problem, is_number, person_category
 from dsrl_jax.data.persons import ImageFile, Persons, PersonSource
 from dsrl_jax.errors import UserError, nearest, one_of
-from dsrl_jax.keypoints import COCO, Keypoints, check
+from dsrl_jax.keypoints import COCO, Keypoints, check, from_lists
 
 _LARGEST_ID = 2**31 - 1
 _LARGEST_SIDE = 2**20  # pixels; whether an image may be decoded is decided on its file
@@ -77,7 +77,7 @@ def read_keypoints(path: pathlib.Path) -> Keypoints:
             raise UserError(path, repr(field), one_of(known), nearest(field, known))
     if not all(isinstance(name, str) for name in content['names']):
         raise UserError(path, f'names {_short(content["names"])}', 'words', 'correct them.')
-    keypoints = Keypoints(**{field: _tuples(content[field]) for field in Keypoints._fields})
+    keypoints = from_lists(content)
     check(keypoints, path)
     return keypoints
 
@@ -247,10 +247,6 @@ def _missing(images, folder):
             except UserError as problem:
                 found[place] = problem
     return found
-
-
-def _tuples(value):
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _short(value):
