@@ -1,7 +1,9 @@
 """A run as several processes on this machine, each on its own devices, as `dsrl` is called.
 
 Every process lists in written_INDEX what it made, opened for writing, renamed or removed, but for
-tensorstore's files. One that is killed by `kill` leaves in stack_INDEX where it was.
+tensorstore's files. One that is killed by `kill` leaves in stack_INDEX where its main thread was,
+written by a thread that holds the interpreter's lock: faulthandler, which reads running threads
+without it, now and then ends the process by a segmentation fault.
 """
 
 import os
@@ -13,8 +15,18 @@ import sys
 import time
 
 _CODE = """
-import atexit, faulthandler, os, signal, sys
-faulthandler.register(signal.SIGUSR1, file=open(sys.argv[2], 'w'))
+import atexit, os, signal, sys, threading
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+def answer():
+    while signal.sigwait([signal.SIGUSR1]):
+        frame, lines = sys._current_frames()[threading.main_thread().ident], []
+        while frame:
+            code = frame.f_code
+            lines.append(f'File "{code.co_filename}", line {frame.f_lineno} in {code.co_name}')
+            frame = frame.f_back
+        with open(sys.argv[2], 'w') as file:
+            file.write('\\n'.join(lines))
+threading.Thread(target=answer, daemon=True).start()
 written = set()
 def look(event, args):
     if event == 'open' and isinstance(args[0], str) and args[2] & (os.O_WRONLY | os.O_RDWR):
@@ -52,7 +64,7 @@ def start(folder, processes: int, devices: int, *argv: str, **variables) -> list
     joined = [f'--coordinator=127.0.0.1:{port}', f'--num_processes={processes}']
     folder.mkdir(parents=True, exist_ok=True)
     running = []
-    heard = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # inherited: deaf until Python listens
+    heard = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # inherited: deaf until it listens
     for index in range(processes):
         words = [*argv, *joined, f'--process_id={index}'] if processes > 1 else argv
         output = (folder / f'output_{index}').open('w')
@@ -84,8 +96,7 @@ def kill(process: subprocess.Popen, folder, index: int) -> str:
         time.sleep(0.005)
         before, size = size, _size(path)
     process.kill()
-    stacks = path.read_text() if size else ''
-    return stacks.split('most recent call first')[-1]  # the first thread comes last
+    return path.read_text() if size else ''
 
 
 def wait_until_spent(process: subprocess.Popen, seconds: float) -> float:
