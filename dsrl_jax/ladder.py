@@ -45,6 +45,9 @@ class Ladder(NamedTuple):
     tiny: bool = False  # two steps on generated scenes, one fold: proves the path
     labelled: float = 1.0  # share of the training images whose labels are used
     scale: int = 2  # size of the view over that of the input
+    width: float | None = None  # of the network; None: the data set's own choice
+    view: tuple[int, int] | None = None  # None: the data set's own
+    points: int = len(GRID)  # of the grid of learning rate and decay that are tried
 
     @property
     def home(self) -> pathlib.Path:
@@ -163,11 +166,16 @@ def run_all(ladder: Ladder, plan: Iterable[Run], share=(0, 1)) -> bool:
     return True
 
 
+def protocol(ladder: Ladder, rung: str):
+    """The configuration of a rung of this ladder before folds, seeds and tuned values are set."""
+    names = ('tiny', 'scale', 'width', 'view')
+    options = {name: getattr(ladder, name) for name in names}
+    return rungs.protocol(ladder.dataset, rung, ladder.net, **options)
+
+
 def configuration(ladder: Ladder, run: Run):
     """The locked configuration of a run."""
-    config = rungs.protocol(
-        ladder.dataset, run.rung, ladder.net, tiny=ladder.tiny, scale=ladder.scale
-    )
+    config = protocol(ladder, run.rung)
     config.data.labelled = ladder.labelled
     config.data.root, config.seed = ladder.root, run.seed
     config.model.dtype, config.model.init_from = ladder.dtype, ladder.init_from
@@ -255,8 +263,8 @@ def _log_read(ladder, run, config):
 
 def _check_settings(ladder):
     """What finished runs of this folder have in common must be what is asked for now."""
-    names = ('dataset', 'net', 'epochs', 'init_from', 'dtype', 'tiny')
-    settings = {name: getattr(ladder, name) for name in names}
+    names = ('dataset', 'net', 'epochs', 'init_from', 'dtype', 'tiny', 'width', 'view', 'points')
+    settings = json.loads(json.dumps({name: getattr(ladder, name) for name in names}))
     path = ladder.home / 'ladder.json'
     before = _read(path)
     if before is None:
@@ -286,7 +294,7 @@ def _in_order(names):
 
 
 def _grid(ladder):
-    return GRID[:1] if ladder.tiny else GRID
+    return GRID[: 1 if ladder.tiny else ladder.points]
 
 
 def _folds(ladder):

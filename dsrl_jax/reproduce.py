@@ -40,7 +40,8 @@ _DSRL = 'from dsrl_jax.cli import run; run()'
 # Flags that only one of the two kinds reads, with their defaults.
 _LADDER = {
     **{'rungs': None, 'seeds': 10, 'scouts': 3, 'epochs': None, 'init_from': '', 'dtype': None},
-    **{'labelled': 1.0, 'scale': 2, 'final': False, 'reach': 0.4, 'jobs': 1, 'share': ''},
+    **{'labelled': 1.0, 'scale': 2, 'width': None, 'view': None, 'points': len(rungs.GRID)},
+    **{'final': False, 'reach': 0.4, 'jobs': 1, 'share': ''},
 }
 _PAPER = {'config': None, 'split': 'val', 'overrides': []}
 
@@ -64,6 +65,12 @@ def flags(parser) -> None:
     share = 'of the training images whose labels are used; default: 1'
     add('--labelled', type=float, default=_LADDER['labelled'], help=share)
     add('--scale', type=int, default=_LADDER['scale'], help='view / input: 1, 2 or 4; default: 2')
+    add('--width', type=float, help='of the network; default: 2.0 for espnetv2, else its own')
+    view = 'size that whole images are brought to, 192x256; default: 384x480, images padded'
+    add('--view', help=view)
+    grid = ', '.join(f'{p["lr"]:g}/{p["decay"]:g}' for p in rungs.GRID)
+    points = f'try the first so many learning rates and decays of {grid}; default: all'
+    add('--points', type=int, default=_LADDER['points'], help=points)
     add('--init_from', default='', help='weights the encoder starts from; default: from scratch')
     add('--dtype', help='default: bfloat16, on a CPU float32')
     add('--workdir', required=True, help='folder of the runs; what is there is not run again')
@@ -136,10 +143,13 @@ def _ladder(args) -> Ladder:
     names = tuple(args.rungs.split(',')) if args.rungs else tuple(RUNGS)
     for name in names:
         lookup(ARMS, name, '--rungs')
-    for flag in ('seeds', 'scouts', 'jobs', 'epochs'):
+    for flag in ('seeds', 'scouts', 'jobs', 'epochs', 'points', 'width'):
         value = getattr(args, flag)
         if value is not None and not value > 0:
             raise UserError(f'--{flag}', str(value), 'a number above 0', 'correct it.')
+    if args.points > len(rungs.GRID):
+        expected = f'at most {len(rungs.GRID)}, the whole grid'
+        raise UserError('--points', str(args.points), expected, 'correct it.')
     if args.tiny and args.dataset != 'synthetic':
         raise UserError('--tiny', args.dataset, '--dataset=synthetic', 'choose one of the two.')
     lookup({n: n for n in configs.CHOICES['scale']}, args.scale, '--scale')
@@ -161,6 +171,9 @@ def _ladder(args) -> Ladder:
         tiny=args.tiny,
         labelled=args.labelled,
         scale=args.scale,
+        width=args.width,
+        view=configs.parse_size(args.view, '--view') if args.view else None,
+        points=args.points,
     )
 
 
@@ -204,7 +217,7 @@ def _side_by_side(args, plan) -> bool:
 def _given(args) -> dict:
     """Flags with a value that another process is to have too."""
     names = ('dataset', 'root', 'net', 'seeds', 'scouts', 'epochs', 'init_from', 'dtype', 'workdir')
-    names += ('labelled', 'scale')
+    names += ('labelled', 'scale', 'width', 'view', 'points')
     given = {name: getattr(args, name) for name in names}
     return {name: value for name, value in given.items() if value not in (None, '')}
 
@@ -217,9 +230,12 @@ def _report(plan: Ladder, folder: pathlib.Path, reach: float) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     one = next(iter(next(iter(found.values())).values()))
     start = f'from {plan.init_from}' if plan.init_from else 'from scratch'
+    width = f', width {plan.width:g}' if plan.width is not None else ''
+    view = 'x'.join(str(n) for n in one['config']['data']['size'])
     title = (
-        f'{plan.net} on {plan.dataset}, input 1/{plan.scale} of the view, {plan.labelled:g} of the '
-        f'labels, {start}; {one["device"]}, jax {one["versions"]["jax"]}, '
+        f'{plan.net}{width} on {plan.dataset}, view {view}, input 1/{plan.scale} of it, '
+        f'{plan.labelled:g} of the labels, {plan.points} learning rates and decays tried, '
+        f'{start}; {one["device"]}, jax {one["versions"]["jax"]}, '
         f'{one["date"][:10]}, commit {one["commit"]}'
     )
     text = report.markdown(summary, title)
@@ -237,7 +253,7 @@ def _report(plan: Ladder, folder: pathlib.Path, reach: float) -> dict:
 
 def _costs(plan: Ladder, name: str) -> dict:
     """Parameters, multiply-adds at the data set's classes and at 20, latency where it was taken."""
-    config = rungs.protocol(plan.dataset, name, plan.net, tiny=plan.tiny, scale=plan.scale)
+    config = ladder.protocol(plan, name)
     size = inference.input_size(config, configs.eval_size(config))
     network = inference.build_network(config, 11, conv_impl='lax')
     own = costs.measure(network, size)

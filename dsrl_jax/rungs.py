@@ -174,13 +174,22 @@ _ASPECTS = {'camvid': (3, 4), 'synthetic': (1, 2)}
 
 
 def protocol(
-    dataset: str, rung: str, net: str, *, tiny: bool = False, scale: int = 2
+    dataset: str,
+    rung: str,
+    net: str,
+    *,
+    tiny: bool = False,
+    scale: int = 2,
+    width: float | None = None,
+    view: tuple[int, int] | None = None,
 ) -> ml_collections.ConfigDict:
     """The unlocked configuration of an arm before folds, seeds and tuned values are set.
 
     `matched_low` and `matched_high` have their size, rungs with `needs` still lack what
     these tell, `ramp` its number of steps. `scale` is the view's size over that of the
-    input; the view is padded up to a size that is legal at it.
+    input; the view is padded up to a size that is legal at it. `width` is the network's
+    (None: the data set's own choice), `view` another size (height, width) that whole images
+    are brought to, or UserError where it is not one of `matched_views`.
     """
     fields = lookup(ARMS, rung, '--rungs').fields
     config = configs.load(f'{dataset}:net={net},dsrl=none' + (',tiny=true' if tiny else ''))
@@ -191,13 +200,18 @@ def protocol(
     config.ema = 0.0 if tiny else 0.999
     config.checkpoint.keep = 1
     config.eval.pictures = 0
-    width = config.data.size[1]
+    if width is not None:
+        config.model.width = width
+    usual = config.data.size[1], tuple(config.data.scale_range)
     if scale != config.scale:
         _rescale(config, scale)
     _set(config, fields)
+    if view is not None:
+        _check_view(config, view, _ASPECTS[dataset])
+        _show_whole(config, view, usual)
     if rung.startswith('matched'):
-        full = protocol(dataset, 'full', net, tiny=tiny, scale=scale)
-        _match(config, _ASPECTS[dataset], macs(full), width, high=rung == 'matched_high')
+        full = protocol(dataset, 'full', net, tiny=tiny, scale=scale, width=width, view=view)
+        _match(config, _ASPECTS[dataset], macs(full), usual, high=rung == 'matched_high')
     return config
 
 
@@ -231,11 +245,29 @@ def _rescale(config, scale):
     config.data.size = tuple(-(-n // unit) * unit for n in config.data.size)
 
 
-def _match(config, aspect, target, width, *, high):
-    """The plain network at the legal size next below or above so many multiply-adds.
+def _check_view(config, view, aspect):
+    """Raise UserError where a view cannot hold whole images, or the network not take its input."""
+    legal = matched_views(inference.build_network(config, 2).multiple, aspect, config.scale)
+    if tuple(view) not in legal:
+        near = sorted(legal, key=lambda v: abs(v[0] - view[0]))[:3]
+        expected = f'{aspect[0]}:{aspect[1]} and sizes that {config.model.net} takes'
+        remedy = f'use {", ".join(f"{h}x{w}" for h, w in sorted(near))}, for instance.'
+        raise UserError('--view', f'{view[0]}x{view[1]}', expected, remedy)
 
-    `width` is what images of the usual size fill of a view.
+
+def _show_whole(config, view, usual):
+    """Whole images fill the view: what an image is enlarged by for that, crops are too.
+
+    `usual` are the width of the usual view, which images fill as they are, and its range of scales.
     """
+    width, scale_range = usual
+    config.data.size = view
+    config.data.eval_fit = 'resize'
+    config.data.scale_range = tuple(view[1] / width * limit for limit in scale_range)
+
+
+def _match(config, aspect, target, usual, *, high):
+    """The plain network at the legal size next below or above so many multiply-adds."""
     network = inference.build_network(config, 2)
     below = None
     for view in matched_views(network.multiple, aspect, config.scale):
@@ -250,11 +282,7 @@ def _match(config, aspect, target, width, *, high):
     if below is None:
         found = f'{target / 1e6:.1f} M multiply-adds, less than the smallest legal size takes'
         raise UserError('the matched cost', found, 'a larger input', 'raise data.size.')
-    config.data.size = view if high else below
-    # The same field of view: what an image is enlarged by to fill the view, crops are too.
-    config.data.eval_fit = 'resize'
-    zoom = config.data.size[1] / width
-    config.data.scale_range = tuple(zoom * limit for limit in config.data.scale_range)
+    _show_whole(config, view if high else below, usual)
 
 
 def macs(config, classes: int = 11) -> int:

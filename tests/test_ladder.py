@@ -45,6 +45,8 @@ def test_camvid_selects_on_held_out_drives_and_never_on_test(tmp_path):
     assert len(runs) == 4 * 3 * 3
     assert {run.splits for run in runs} == {(f'fold{n}_val',) for n in (1, 2, 3)}
     assert len({run.folder for run in runs}) == len(runs)
+    first = ladder.plan_select(Ladder(tmp_path, names=('reference',), scouts=3, points=1))
+    assert list(first) == runs[:9]
 
 
 def test_every_seed_of_every_rung_is_there_with_its_circumstances(plan, done):
@@ -139,6 +141,9 @@ def test_the_command_writes_tables_and_a_plot(plan, done, capsys):
         (['--dataset=cityscape'], 'camvid'),
         (['--tiny'], '--dataset=synthetic'),
         (['--seeds=0'], 'a number above 0'),
+        (['--points=5'], 'at most 4'),
+        (['--view=192'], 'HEIGHTxWIDTH'),
+        (['--width=0'], 'a number above 0'),
         (['--share=2/2'], 'i/n with i below n'),
     ],
 )

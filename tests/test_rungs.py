@@ -55,6 +55,26 @@ def test_sizes_at_matched_cost_bracket_the_true_cost_of_full():
     assert between[between.index(tuple(low.data.size)) + 1] == tuple(high.data.size)
 
 
+def test_another_view_and_width_keep_what_an_image_shows():
+    options = {'width': 0.5, 'view': (192, 256)}
+    usual, small = (protocol('camvid', 'full', 'espnetv2', **given) for given in ({}, options))
+    changed = differences(configs.to_dict(usual), configs.to_dict(small))
+    assert set(changed) == {'model.width', 'data.size', 'data.eval_fit', 'data.scale_range'}
+    assert tuple(small.data.size) == (192, 256) and small.data.eval_fit == 'resize'
+    assert small.data.scale_range[0] == pytest.approx(0.75 * 256 / 480)
+    low, high = (
+        protocol('camvid', f'matched_{side}', 'espnetv2', **options) for side in ('low', 'high')
+    )
+    assert rungs.macs(low) < rungs.macs(small) <= rungs.macs(high)
+    assert high.data.scale_range[1] == pytest.approx(1.5 * high.data.size[1] / 480)
+
+
+@pytest.mark.parametrize('view', [(192, 240), (96, 128), (200, 266)])
+def test_a_view_that_distorts_or_does_not_fit_is_refused(view):
+    with pytest.raises(UserError, match=r'--view.*3:4.*192x256'):
+        protocol('camvid', 'reference', 'espnetv2', scale=4, view=view)
+
+
 def test_an_input_too_small_to_bracket_is_refused(monkeypatch):
     monkeypatch.setitem(rungs._ASPECTS, 'camvid', (960, 1280))  # as if images were that large
     with pytest.raises(UserError, match='the matched cost'):

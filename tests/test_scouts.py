@@ -96,12 +96,12 @@ def test_sizes_at_matched_cost_keep_the_images_field_of_view_at_another_scale():
     target, costs = 1.5 * macs(base), []
     for high in (False, True):
         config = protocol('camvid', 'reference', 'test_scouts:Coarse', scale=4)
-        rungs._match(config, (3, 4), target, 480, high=high)
+        rungs._match(config, (3, 4), target, (480, (0.75, 1.5)), high=high)
         costs.append(macs(config))
         assert config.data.scale_range[0] == pytest.approx(0.75 * config.data.size[1] / 480)
     assert costs[0] < target <= costs[1]
     with pytest.raises(UserError, match='more than the largest size takes'):
-        rungs._match(config, (3, 4), 1e15, 480, high=True)
+        rungs._match(config, (3, 4), 1e15, (480, (0.75, 1.5)), high=True)
 
 
 def test_ladders_of_other_shares_and_scales_lie_apart(tmp_path):
