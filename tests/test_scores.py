@@ -57,6 +57,15 @@ def test_cross_entropy_equals_the_full_size_form(monkeypatch, convention, small,
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize('classes', [1, scores._FEW_CLASSES, scores._FEW_CLASSES + 1])
+def test_sums_class_by_class_and_by_reduction_are_one_cross_entropy(classes):
+    z, label = draw(4, (2, 5, 6), classes, (5, 6))
+    got = both(lambda z, y: scores.pixel_cross_entropy(z, y, convention='half_pixel'), z, label)
+    want = both(lambda z, y: naive(z, y, 'half_pixel'), z, label)
+    for a, b in zip(got, want):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
 def test_block_sizes_do_not_change_the_result(monkeypatch):
     z, label = draw(1, (2, 8, 6), 4, (16, 12))
     want = scores.pixel_cross_entropy(z, label, convention='align_corners')

@@ -16,6 +16,7 @@ from dsrl_jax.ops import resize
 
 _CHUNK_BYTES = 16 * 2**20  # float32 of one block of rows
 _MOST_CHUNKS = 32  # a large batch gets larger blocks instead of a longer loop
+_FEW_CLASSES = 32  # whose sums are written out class by class
 _FEW_CHUNKS = 4  # a single image's blocks stand in the program one by one, without a loop
 
 
@@ -194,6 +195,27 @@ def _cross_entropy(scores, label, ignore):
 
 
 def _cross_entropy_forward(scores, label, ignore):
+    classes = scores.shape[-1]
+    lse, picked = (_sums_of_few if classes <= _FEW_CLASSES else _sums)(scores, label)
+    legal = (label >= 0) & (label < classes)
+    loss = jnp.where(legal, lse - picked, jnp.nan)
+    return jnp.where(label == ignore, 0, loss), (scores, label, lse)
+
+
+def _sums_of_few(scores, label):
+    """logsumexp of a pixel's scores and the label's score: float32 [B, H, W] both.
+
+    Class by class: a compiler makes one loop over the pixels of it, which reads the scores once.
+    """
+    each = [scores[..., k].astype(jnp.float32) for k in range(scores.shape[-1])]
+    top, label = functools.reduce(jnp.maximum, each), label.astype(jnp.int32)
+    lse = top + jnp.log(sum(jnp.exp(z - top) for z in each))
+    picked = sum(jnp.where(label == k, z, 0) for k, z in enumerate(each))
+    return lax.optimization_barrier(lse), picked  # not anew for each score in the gradient
+
+
+def _sums(scores, label):
+    """The same by reductions, for any number of classes."""
     z = scores.astype(jnp.float32)
     # Barriers: a GPU compiler would otherwise fuse these short reductions into whoever reads
     # them and compute them anew for each of the K scores of a pixel.
@@ -205,10 +227,7 @@ def _cross_entropy_forward(scores, label, ignore):
         lambda a, b: (a[0] + b[0], a[1] + b[1]),
         (z.ndim - 1,),
     )
-    lse = lax.optimization_barrier(top + jnp.log(total))
-    legal = (label >= 0) & (label < scores.shape[-1])
-    loss = jnp.where(legal, lse - picked, jnp.nan)
-    return jnp.where(label == ignore, 0, loss), (scores, label, lse)
+    return lax.optimization_barrier(top + jnp.log(total)), picked
 
 
 def _cross_entropy_backward(ignore, residuals, cotangent):

@@ -1,0 +1,260 @@
+"""What a step becomes on an H100, read on a machine without one: its kernels and their traffic.
+
+    pip install --no-deps --target=DIR jax-cuda12-pjrt==VERSION_OF_JAXLIB
+    python launch/gpu_program.py --compiler=DIR --net=espnetv2 --batch=16 --dsrl=full --train
+
+XLA compiles for a GPU that it is told about; no GPU, driver or CUDA library is needed. Layouts,
+fusions and memory are those of the device; what is chosen by trying on it (library algorithms,
+tiles of matrix products) is not. Bytes are those that a kernel's operands and results hold, so a
+lower bound of its traffic, and no time: a kernel that computes much in its loop is slower than its
+bytes. --output keeps everything, --against compares with such a file of another commit.
+"""
+
+import argparse
+import collections
+import json
+import math
+import os
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448 registers_per_core_limit: 65536
+  registers_per_block_limit: 65536 core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 device_memory_size: 84929347584
+  cuda_compute_capability { major: 9 }
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 patch: 0 }
+runtime_version { major: 12 minor: 9 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+_BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4}
+# Operations that are no kernel: names for parts of other results, and loops, whose bodies count.
+_NO_KERNEL = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while'}
+_INSTRUCTION = re.compile(r'^ +(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$')
+
+
+def main():
+    """Compile one workload and print what its program does."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add('--compiler', required=True, help='folder that jax-cuda12-pjrt was installed in')
+    add('--net', required=True)
+    add('--size', default='512x1024', help='of the input')
+    add('--batch', type=int, default=8)
+    add('--num_classes', type=int, default=19)
+    add('--train', action='store_true', help='the training step; default: prediction')
+    add('--dsrl', default='none')
+    add('--head')
+    add('--width', type=float)
+    add('--count', type=int, default=15, help='of kinds and kernels printed')
+    add('--output', help='JSON file of every kernel')
+    add('--against', help='such a file: print what changed')
+    args = parser.parse_args()
+    use_compiler(args.compiler)
+    found = measure(_workload(args))
+    print(describe(found, args.count))
+    if args.against:
+        before = json.loads(pathlib.Path(args.against).read_text())
+        print(f'\nGB of each kind, before and now:\n{compare(before, found)}')
+    if args.output:
+        pathlib.Path(args.output).write_text(json.dumps(found) + '\n')
+
+
+def use_compiler(folder) -> None:
+    """Make the compiler in that folder known to JAX; before JAX is first imported."""
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # a program without a device has no file
+    sys.path[:0] = [str(ROOT), str(folder)]
+
+
+def compile_for_h100(function, *shapes):
+    """The executable of a function, jitted or not, of arrays of these shapes."""
+    import jax
+    from jax.experimental import topologies
+
+    described = topologies.get_topology_desc(platform='cuda', target_config=H100, topology='1x1x1')
+    mesh = topologies.make_mesh(described, (1,), ('device',))
+    there = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), shapes)
+    if not hasattr(function, 'trace'):
+        function = jax.jit(function)
+    return function.trace(*shapes).lower(lowering_platforms=('cuda',)).compile()
+
+
+def measure(work) -> dict:
+    """{work, gbytes, kernels, temporaries (bytes), each: one dict a kernel} of a Workload."""
+    from dsrl_jax import workload
+
+    program = workload.program(work)
+    return {'work': work._asdict(), **read(compile_for_h100(program.run, *program.shapes))}
+
+
+def read(compiled) -> dict:
+    """What `measure` says of an executable."""
+    each = kernels(compiled.as_text())
+    return {
+        'gbytes': sum(k['times'] * (k['reads'] + k['writes']) for k in each) / 1e9,
+        'kernels': sum(k['times'] for k in each),
+        'temporaries': compiled.memory_analysis().temp_size_in_bytes,
+        'each': each,
+    }
+
+
+def kernels(text: str) -> list[dict]:
+    """The kernels of a compiled program's text, in their order.
+
+    A dict each: name, kind, times it runs, bytes it reads and writes in one, shape of the result,
+    operands (their shapes), scope (where in the network it comes from).
+    """
+    bodies, entry = _computations(text)
+    return list(_walk(bodies, entry, 1))
+
+
+def describe(found: dict, count: int) -> str:
+    """A few lines: totals, kinds, the kernels of most bytes."""
+    temporaries = found['temporaries'] / 2**30
+    lines = [
+        f'{found["kernels"]} kernels, {found["gbytes"]:.1f} GB, temporaries {temporaries:.1f} GiB'
+    ]
+    kinds = sorted(_kinds(found).items(), key=lambda item: -item[1][0])
+    for kind, (gbytes, times) in kinds[:count]:
+        lines.append(f'{gbytes:9.2f} GB {times:6} x {kind}')
+    largest = sorted(found['each'], key=lambda k: -k['times'] * (k['reads'] + k['writes']))
+    lines.append('')
+    for k in largest[:count]:
+        gbytes = k['times'] * (k['reads'] + k['writes']) / 1e9
+        lines.append(
+            f'{gbytes:9.2f} GB {k["times"]:6} x {k["name"]}  {k["shape"][:60]}  {k["scope"]}'
+        )
+    return '\n'.join(lines)
+
+
+def compare(before: dict, now: dict) -> str:
+    """The kinds whose bytes differ, a line each, and the totals."""
+    a, b = _kinds(before), _kinds(now)
+    rows = [(kind, a.get(kind, (0, 0)), b.get(kind, (0, 0))) for kind in sorted({**a, **b})]
+    rows = [row for row in rows if row[1] != row[2]]
+    rows.append(('all', *((f['gbytes'], f['kernels']) for f in (before, now))))
+    return '\n'.join(
+        f'{x[0]:9.2f} {y[0]:9.2f} GB {x[1]:6} {y[1]:6} x {kind}' for kind, x, y in rows
+    )
+
+
+def _workload(args):
+    from dsrl_jax.config import parse_size
+    from dsrl_jax.workload import Workload
+
+    options = {'conv_impl': 'gpu'} | ({'width': args.width} if args.width else {})
+    return Workload(
+        net=args.net,
+        size=parse_size(args.size),
+        batch=args.batch,
+        num_classes=args.num_classes,
+        train=args.train,
+        dsrl=args.dsrl,
+        head=args.head,
+        scale=1 if args.dsrl == 'none' else 2,
+        dtype='bfloat16',
+        kind='exact',
+        options=options,
+    )
+
+
+def _kinds(found) -> dict:
+    """{kind: (GB, kernels)}."""
+    sums = collections.defaultdict(lambda: (0.0, 0))
+    for k in found['each']:
+        gbytes, times = sums[k['kind']]
+        more = k['times'] * (k['reads'] + k['writes']) / 1e9
+        sums[k['kind']] = gbytes + more, times + k['times']
+    return sums
+
+
+def _computations(text):
+    """{computation: {instruction: (shape, operation, operands, rest of the line)}}, the entry."""
+    bodies, body, entry = {}, None, None
+    for line in text.splitlines():
+        opened = re.match(r'(ENTRY )?%?([\w.-]+) \(.*\{$', line)
+        if opened:
+            body = bodies[opened[2]] = {}
+            entry = opened[2] if opened[1] else entry
+        elif line.startswith('}'):
+            body = None
+        elif body is not None:
+            found = _INSTRUCTION.match(re.sub(r'/\*index=\d+\*/', '', line))
+            if found:
+                name, shape, operation, rest = found.groups()
+                end = _closing(rest)
+                operands = re.findall(r'%([\w.-]+)', rest[:end])
+                body[name] = shape, operation, operands, rest[end:]
+    return bodies, entry
+
+
+def _closing(text):
+    """Where the bracket closes that was opened before the text."""
+    depth = 1
+    for place, letter in enumerate(text):
+        depth += (letter in '([{') - (letter in ')]}')
+        if not depth:
+            return place
+    return len(text)
+
+
+def _walk(bodies, name, times):
+    body = bodies[name]
+    for instruction, (shape, operation, operands, rest) in body.items():
+        if operation == 'while':
+            count = re.search(r'known_trip_count":\{"n":"(\d+)"', rest)
+            inner = re.search(r'body=%?([\w.-]+)', rest)[1]
+            yield from _walk(bodies, inner, times * int(count[1]) if count else times)
+        if operation in _NO_KERNEL:
+            continue
+        scope = re.search(r'op_name="([^"]*)"', rest)
+        called = re.search(r'custom_call_target="([^"]*)"', rest)
+        kind = called[1] if called else re.sub(r'(_fusion)?(\.\d+)*$', '', instruction)
+        yield {
+            'name': instruction,
+            'kind': kind,
+            'times': times,
+            'reads': _read_bytes(bodies, body, operation, operands, rest),
+            'writes': _size(shape),
+            'shape': shape,
+            'operands': [body[operand][0] for operand in operands if operand in body],
+            'scope': re.sub(r'^jit\([^)]*\)/', '', scope[1]) if scope else '',
+        }
+
+
+def _read_bytes(bodies, body, operation, operands, rest):
+    """Bytes of the operands; of those that a fusion only takes slices of, the slices."""
+    called = re.search(r'calls=%?([\w.-]+)', rest)
+    if operation != 'fusion' or not called:
+        return sum(_size(body[operand][0]) for operand in operands if operand in body)
+    inner, total = bodies[called[1]], 0
+    for name, (shape, kind, _, _) in inner.items():
+        if kind != 'parameter':
+            continue
+        users = [(s, k) for s, k, used, _ in inner.values() if name in used]
+        sliced = users and all(k in ('slice', 'dynamic-slice', 'gather') for _, k in users)
+        total += min(_size(shape), sum(_size(s) for s, _ in users)) if sliced else _size(shape)
+    return total
+
+
+def _size(shape):
+    """Bytes of an array or of a tuple of them."""
+    arrays = re.findall(r'([a-z]+\d*)\[([\d,]*)\]', shape)
+    return sum(
+        _BYTES.get(kind, 0) * math.prod(int(n) for n in sizes.split(',') if n)
+        for kind, sizes in arrays
+    )
+
+
+if __name__ == '__main__':
+    main()
