@@ -4,7 +4,7 @@ import numpy as np
 
 from dsrl_jax import experiment, statistics
 from dsrl_jax.errors import UserError
-from dsrl_jax.rungs import CONTRASTS, RUNGS
+from dsrl_jax.rungs import CONTRASTS, RUNGS, SCOUTS
 
 # Scores of a run by name: read from its pooled numbers, in points.
 _SCORES = {
@@ -54,6 +54,29 @@ def summarize(results: dict, costs: dict, workdir, *, reach: float = 0.4) -> dic
     for key, p in adjusted.items():
         summary['contrasts'][key]['p_holm'] = p
     return summary
+
+
+def on_folds(chosen: dict) -> dict:
+    """Arms of a selection minus their bases, run by run: {arm: {against, points, mean, low, high}}.
+
+    `chosen` is ladder.freeze's. A scouting arm's base is `recommended`, a rung's `reference`; of
+    both the best grid point is taken, and arms whose base has other runs are left out. `points` are
+    the differences of mIoU, one a fold and seed; the interval is that of statistics.paired, None
+    for one run or more than that takes.
+    """
+    best = {n: max(row['table'], key=lambda p: p['mean'])['runs'] for n, row in chosen.items()}
+    found = {}
+    for name, runs in best.items():
+        base = 'recommended' if name in SCOUTS else 'reference'
+        if name == base or len(best.get(base, ())) != len(runs):
+            continue
+        points = [a - b for a, b in zip(runs, best[base])]
+        low = high = None
+        if len(points) <= statistics.MOST_SEEDS:
+            _, low, high, *_ = statistics.paired(points)
+        mean = float(np.mean(points))
+        found[name] = {'against': base, 'points': points, 'mean': mean, 'low': low, 'high': high}
+    return found
 
 
 def _contrast(rungs, first, second, by, results, workdir):

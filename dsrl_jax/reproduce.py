@@ -31,7 +31,7 @@ from dsrl_jax import (
 from dsrl_jax.errors import UserError, lookup
 from dsrl_jax.ladder import Ladder
 from dsrl_jax.report import ladder as report
-from dsrl_jax.rungs import ARMS, RUNGS, SCOUTS
+from dsrl_jax.rungs import ARMS, RUNGS
 from dsrl_jax.train import TERMINATED
 
 DATASETS = ('camvid', 'synthetic')  # of the ladder
@@ -130,8 +130,9 @@ def main(args) -> int:
         return 0  # the process that started this one goes on
     if not args.final:
         chosen = ladder.freeze(plan)
-        print(_selection(chosen))
-        print(json.dumps({'selected': chosen}), flush=True)
+        differences = contrasts.on_folds(chosen)
+        print(_selection(chosen, differences))
+        print(json.dumps({'selected': chosen, 'differences': differences}), flush=True)
         return 0
     folder = pathlib.Path(args.output) if args.output else plan.home / 'report'
     print(json.dumps(_report(plan, folder, args.reach)), flush=True)
@@ -297,12 +298,13 @@ def _latency(plan, name, config) -> dict:
     return kept[name]
 
 
-def _selection(chosen) -> str:
+def _selection(chosen, differences) -> str:
     lines = ['selected on the held-out folds (mean mIoU over folds and seeds):']
     for name, row in chosen.items():
         tried = ', '.join(f'{p["lr"]:g}/{p["decay"]:g} {p["mean"]:.2f}' for p in row['table'])
         lines.append(f'  {name:<13} lr {row["lr"]:g}, decay {row["decay"]:g}   ({tried})')
-        if name in SCOUTS and 'recommended' in chosen:
-            best, base = (max(p['mean'] for p in chosen[n]['table']) for n in (name, 'recommended'))
-            lines[-1] += f'   {best - base:+.2f} against recommended'
+        if name in differences:
+            d = differences[name]
+            between = f' ({d["low"]:+.2f} to {d["high"]:+.2f})' if d['low'] is not None else ''
+            lines[-1] += f'   {d["mean"]:+.2f}{between} against {d["against"]}'
     return '\n'.join(lines)

@@ -37,7 +37,10 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 _BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4}
 # Operations that are no kernel: names for parts of other results, and loops, whose bodies count.
-_NO_KERNEL = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while'}
+_NO_KERNEL = {
+    *('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while'),
+    *('fusion-done', 'copy-done'),
+}
 _INSTRUCTION = re.compile(r'^ +(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$')
 
 
@@ -220,31 +223,39 @@ def _walk(bodies, name, times):
         scope = re.search(r'op_name="([^"]*)"', rest)
         called = re.search(r'custom_call_target="([^"]*)"', rest)
         kind = called[1] if called else re.sub(r'(_fusion)?(\.\d+)*$', '', instruction)
+        reads, writes = _traffic(bodies, body, shape, operands, rest)
         yield {
             'name': instruction,
             'kind': kind,
             'times': times,
-            'reads': _read_bytes(bodies, body, operation, operands, rest),
-            'writes': _size(shape),
+            'reads': reads,
+            'writes': writes,
             'shape': shape,
             'operands': [body[operand][0] for operand in operands if operand in body],
             'scope': re.sub(r'^jit\([^)]*\)/', '', scope[1]) if scope else '',
         }
 
 
-def _read_bytes(bodies, body, operation, operands, rest):
-    """Bytes of the operands; of those that a fusion only takes slices of, the slices."""
+def _traffic(bodies, body, shape, operands, rest):
+    """Bytes that a kernel reads and writes; where a fusion touches slices alone, of these."""
     called = re.search(r'calls=%?([\w.-]+)', rest)
-    if operation != 'fusion' or not called:
-        return sum(_size(body[operand][0]) for operand in operands if operand in body)
-    inner, total = bodies[called[1]], 0
-    for name, (shape, kind, _, _) in inner.items():
-        if kind != 'parameter':
-            continue
-        users = [(s, k) for s, k, used, _ in inner.values() if name in used]
-        sliced = users and all(k in ('slice', 'dynamic-slice', 'gather') for _, k in users)
-        total += min(_size(shape), sum(_size(s) for s, _ in users)) if sliced else _size(shape)
-    return total
+    if not called:
+        return sum(_size(body[operand][0]) for operand in operands if operand in body), _size(shape)
+    inner, reads = bodies[called[1]], 0
+    for name, (whole, operation, _, _) in inner.items():
+        if operation == 'parameter':
+            users = [
+                0 if o == 'dynamic-update-slice' and used[0] == name else _size(s)
+                for s, o, used, _ in inner.values()
+                if name in used
+                and o in ('slice', 'dynamic-slice', 'gather', 'dynamic-update-slice')
+            ]
+            every = len(users) == sum(name in used for _, _, used, _ in inner.values())
+            reads += min(_size(whole), sum(users)) if users and every else _size(whole)
+    whole, operation, used, _ = list(inner.values())[-1]  # the root comes last
+    if operation == 'dynamic-update-slice':  # in place
+        return reads, _size(inner[used[1]][0])
+    return reads, _size(whole)
 
 
 def _size(shape):

@@ -120,3 +120,26 @@ def test_a_contrast_without_its_other_arm_is_left_out(tmp_path):
     summary = contrasts.summarize(results, COSTS, tmp_path)
     assert summary['contrasts'] == {}
     assert 'No contrast' in report.markdown(summary, 'one arm')
+
+
+def chosen(*tables):
+    return {'table': [{'mean': float(np.mean(runs)), 'runs': runs} for runs in tables]}
+
+
+def test_arms_of_a_selection_are_compared_run_by_run_at_their_best():
+    found = contrasts.on_folds(
+        {
+            'reference': chosen([20.0, 30.0], [21.0, 31.0]),
+            'recommended': chosen([22.0, 34.0], [1.0, 2.0]),
+            'stop_gradient': chosen([22.5, 34.5]),
+            'full': chosen([20.0]),  # another number of runs
+        }
+    )
+    assert set(found) == {'recommended', 'stop_gradient'}
+    assert found['recommended']['against'] == 'reference'
+    assert found['recommended']['points'] == [1.0, 3.0] and found['recommended']['mean'] == 2.0
+    assert found['recommended']['low'] < 0 < found['recommended']['high']
+    assert found['stop_gradient']['against'] == 'recommended'
+    assert found['stop_gradient']['low'] == found['stop_gradient']['high'] == 0.5
+    many = contrasts.on_folds({n: chosen([1.0] * 21) for n in ('reference', 'recommended')})
+    assert (many['recommended']['mean'], many['recommended']['low']) == (0.0, None)
