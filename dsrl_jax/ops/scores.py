@@ -211,7 +211,8 @@ def _sums_of_few(scores, label):
     top, label = functools.reduce(jnp.maximum, each), label.astype(jnp.int32)
     lse = top + jnp.log(sum(jnp.exp(z - top) for z in each))
     picked = sum(jnp.where(label == k, z, 0) for k, z in enumerate(each))
-    return lax.optimization_barrier(lse), picked  # not anew for each score in the gradient
+    # One kernel for both, and neither anew for each score in the gradient.
+    return lax.optimization_barrier((lse, picked))
 
 
 def _sums(scores, label):
