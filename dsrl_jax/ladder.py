@@ -270,10 +270,13 @@ def _check_settings(ladder):
     if before is None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings, indent=1) + '\n')
-    elif before != settings:
-        name = next(name for name in names if before.get(name) != settings[name])
-        found, expected = f'{name} {before.get(name)!r}', f'{settings[name]!r}, as asked for'
-        raise UserError(path, found, expected, 'give the same flags, or another --workdir.')
+        return
+    for name in names:  # a file from before there was such a setting has its default
+        found = before.get(name, Ladder._field_defaults.get(name))
+        if found != settings[name]:
+            expected = f'{settings[name]!r}, as asked for'
+            remedy = 'give the same flags, or another --workdir.'
+            raise UserError(path, f'{name} {found!r}', expected, remedy)
 
 
 def _share_programs(workdir):

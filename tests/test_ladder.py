@@ -112,6 +112,16 @@ def test_the_test_split_is_not_read_for_a_second_configuration(plan, done):
 def test_a_folder_of_another_ladder_is_refused(plan, done):
     with pytest.raises(UserError, match=r'epochs None.*5, as asked for'):
         ladder.run_all(plan._replace(epochs=5), [])
+    path = plan.home / 'ladder.json'
+    kept = path.read_text()
+    try:  # written before there were these settings
+        old = {k: v for k, v in json.loads(kept).items() if k not in ('points', 'view', 'width')}
+        path.write_text(json.dumps(old))
+        assert ladder.run_all(plan, [])
+        with pytest.raises(UserError, match=r'points 4.*2, as asked for'):
+            ladder.run_all(plan._replace(points=2), [])
+    finally:
+        path.write_text(kept)
 
 
 def test_a_folder_of_another_configuration_is_refused(plan, done):
