@@ -109,6 +109,16 @@ SCOUTS = {
         ramp=0.2,
         prediction='No difference: the untrained guide is gone after a few epochs anyway.',
     ),
+    'fa_tenth': Rung(
+        'FA at a tenth of its weight',
+        {**_RECOMMENDED, 'fa.weight': 0.1},
+        prediction='Above in short runs, where recommended lost to the plain network.',
+    ),
+    'mse_tenth': Rung(
+        'MSE of the SR branch at a tenth of its weight',
+        {**_RECOMMENDED, 'mse.weight': 0.01},
+        prediction='Above in short runs, by less than fa_tenth; a worse PSNR.',
+    ),
     'head_depthwise': Rung(
         'head depthwise_deconv',
         {**_RECOMMENDED, 'sssr.head': 'depthwise_deconv'},
