@@ -264,7 +264,8 @@ def _log_read(ladder, run, config):
 def _check_settings(ladder):
     """What finished runs of this folder have in common must be what is asked for now."""
     names = ('dataset', 'net', 'epochs', 'init_from', 'dtype', 'tiny', 'width', 'view', 'points')
-    settings = json.loads(json.dumps({name: getattr(ladder, name) for name in names}))
+    settings = {name: getattr(ladder, name) for name in names}
+    settings = json.loads(json.dumps(settings))  # as a file gives it back: tuples are lists there
     path = ladder.home / 'ladder.json'
     before = _read(path)
     if before is None:

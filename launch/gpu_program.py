@@ -35,7 +35,10 @@ dnn_version_info { major: 9 minor: 10 patch: 0 }
 runtime_version { major: 12 minor: 9 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-_BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4}
+_BYTES = {
+    **{'token': 0, 'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2},
+    **{'s32': 4, 'u32': 4, 'f32': 4, 's64': 8, 'u64': 8, 'f64': 8, 'c64': 8},
+}
 # Operations that are no kernel: names for parts of other results, and loops, whose bodies count.
 _NO_KERNEL = {
     *('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while'),
@@ -262,8 +265,7 @@ def _size(shape):
     """Bytes of an array or of a tuple of them."""
     arrays = re.findall(r'([a-z]+\d*)\[([\d,]*)\]', shape)
     return sum(
-        _BYTES.get(kind, 0) * math.prod(int(n) for n in sizes.split(',') if n)
-        for kind, sizes in arrays
+        _BYTES[kind] * math.prod(int(n) for n in sizes.split(',') if n) for kind, sizes in arrays
     )
 
 
