@@ -1,6 +1,7 @@
 """The ladder: every rung over seeds, tuned on held-out drives, read on the test split once.
 
     WORKDIR/select/RUNG/lr0.01_decay0.0005/fold1/seed0/     selection, on parts of the training list
+    WORKDIR/select/runs.jsonl                               all of these, a line each
     WORKDIR/selected.json                                   the grid point of each rung: frozen
     WORKDIR/final/RUNG/seed0/                               on the whole list, scored on test
     WORKDIR/test_reads.jsonl                                every time the test split was read
@@ -47,7 +48,7 @@ class Ladder(NamedTuple):
     scale: int = 2  # size of the view over that of the input
     width: float | None = None  # of the network; None: the data set's own choice
     view: tuple[int, int] | None = None  # None: the data set's own
-    points: int = len(GRID)  # of the grid of learning rate and decay that are tried
+    grid: tuple[dict[str, float], ...] = GRID  # learning rates and decays that are tried
 
     @property
     def home(self) -> pathlib.Path:
@@ -77,7 +78,8 @@ def place(scale: int, labelled: float) -> str:
 def freeze(ladder: Ladder) -> dict:
     """Write selected.json: the grid point of each rung whose selection is complete, and why.
 
-    Best is the highest mean over folds and seeds of the folds' mean IoU; of equals the first.
+    Best is the highest mean over folds and seeds of the folds' mean IoU; of equals the first. Every
+    finished run of the selection is a line of select/runs.jsonl.
     """
     path = ladder.home / 'selected.json'
     chosen = _read(path) or {}
@@ -96,6 +98,9 @@ def freeze(ladder: Ladder) -> dict:
         best = max(table, key=lambda row: row['mean'])
         chosen[name] = {'lr': best['lr'], 'decay': best['decay'], 'table': table}
     path.write_text(json.dumps(chosen, indent=1) + '\n')
+    home = ladder.home / 'select'
+    done = [file.parent.relative_to(home) for file in sorted(home.rglob(experiment.RESULT))]
+    write_runs(home / 'runs.jsonl', ((run.parts[0], experiment.read(home / run)) for run in done))
     return chosen
 
 
@@ -201,15 +206,20 @@ def configuration(ladder: Ladder, run: Run):
     return config
 
 
-def results(ladder: Ladder, stage: str = 'final') -> dict[str, dict[int, dict]]:
+def results(ladder: Ladder) -> dict[str, dict[int, dict]]:
     """{rung: {seed: result}} of the final runs that are there."""
     found = {}
     for name in ladder.names:
-        for folder in sorted((ladder.home / stage / name).glob('seed*')):
+        for folder in sorted((ladder.home / 'final' / name).glob('seed*')):
             result = experiment.read(folder)
             if result:
                 found.setdefault(name, {})[int(folder.name.removeprefix('seed'))] = result
     return found
+
+
+def write_runs(path: pathlib.Path, runs: Iterable[tuple[str, dict]]) -> None:
+    """One line of JSON for each (rung, result)."""
+    path.write_text(''.join(json.dumps({'rung': rung, **result}) + '\n' for rung, result in runs))
 
 
 def _apply_needs(ladder, run, config):
@@ -263,9 +273,12 @@ def _log_read(ladder, run, config):
 
 def _check_settings(ladder):
     """What finished runs of this folder have in common must be what is asked for now."""
-    names = ('dataset', 'net', 'epochs', 'init_from', 'dtype', 'tiny', 'width', 'view', 'points')
-    settings = {name: getattr(ladder, name) for name in names}
-    settings = json.loads(json.dumps(settings))  # as a file gives it back: tuples are lists there
+    names = ('dataset', 'net', 'epochs', 'init_from', 'dtype', 'tiny', 'width', 'view', 'grid')
+    # As a file gives it back: tuples are lists there.
+    settings, defaults = (
+        json.loads(json.dumps({name: getattr(of, name) for name in names}))
+        for of in (ladder, Ladder(ladder.workdir))
+    )
     path = ladder.home / 'ladder.json'
     before = _read(path)
     if before is None:
@@ -273,7 +286,7 @@ def _check_settings(ladder):
         path.write_text(json.dumps(settings, indent=1) + '\n')
         return
     for name in names:  # a file from before there was such a setting has its default
-        found = before.get(name, Ladder._field_defaults.get(name))
+        found = before.get(name, defaults[name])
         if found != settings[name]:
             expected = f'{settings[name]!r}, as asked for'
             remedy = 'give the same flags, or another --workdir.'
@@ -298,7 +311,7 @@ def _in_order(names):
 
 
 def _grid(ladder):
-    return GRID[: 1 if ladder.tiny else ladder.points]
+    return ladder.grid[:1] if ladder.tiny else ladder.grid
 
 
 def _folds(ladder):

@@ -8,6 +8,7 @@ figures train the rows of the paper, one seed each, and set them beside what it 
 """
 
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -40,7 +41,7 @@ _DSRL = 'from dsrl_jax.cli import run; run()'
 # Flags that only one of the two kinds reads, with their defaults.
 _LADDER = {
     **{'rungs': None, 'seeds': 10, 'scouts': 3, 'epochs': None, 'init_from': '', 'dtype': None},
-    **{'labelled': 1.0, 'scale': 2, 'width': None, 'view': None, 'points': len(rungs.GRID)},
+    **{'labelled': 1.0, 'scale': 2, 'width': None, 'view': None, 'grid': None},
     **{'final': False, 'reach': 0.4, 'jobs': 1, 'share': ''},
 }
 _PAPER = {'config': None, 'split': 'val', 'overrides': []}
@@ -68,9 +69,8 @@ def flags(parser) -> None:
     add('--width', type=float, help='of the network; default: 2.0 for espnetv2, else its own')
     view = 'size that whole images are brought to, 192x256; default: 384x480, images padded'
     add('--view', help=view)
-    grid = ', '.join(f'{p["lr"]:g}/{p["decay"]:g}' for p in rungs.GRID)
-    points = f'try the first so many learning rates and decays of {grid}; default: all'
-    add('--points', type=int, default=_LADDER['points'], help=points)
+    grid = ','.join(f'{p["lr"]:g}/{p["decay"]:g}' for p in rungs.GRID)
+    add('--grid', help=f'learning rates and decays that every rung tries; default: {grid}')
     add('--init_from', default='', help='weights the encoder starts from; default: from scratch')
     add('--dtype', help='default: bfloat16, on a CPU float32')
     add('--workdir', required=True, help='folder of the runs; what is there is not run again')
@@ -144,13 +144,10 @@ def _ladder(args) -> Ladder:
     names = tuple(args.rungs.split(',')) if args.rungs else tuple(RUNGS)
     for name in names:
         lookup(ARMS, name, '--rungs')
-    for flag in ('seeds', 'scouts', 'jobs', 'epochs', 'points', 'width'):
+    for flag in ('seeds', 'scouts', 'jobs', 'epochs', 'width'):
         value = getattr(args, flag)
         if value is not None and not value > 0:
             raise UserError(f'--{flag}', str(value), 'a number above 0', 'correct it.')
-    if args.points > len(rungs.GRID):
-        expected = f'at most {len(rungs.GRID)}, the whole grid'
-        raise UserError('--points', str(args.points), expected, 'correct it.')
     if args.tiny and args.dataset != 'synthetic':
         raise UserError('--tiny', args.dataset, '--dataset=synthetic', 'choose one of the two.')
     lookup({n: n for n in configs.CHOICES['scale']}, args.scale, '--scale')
@@ -174,8 +171,22 @@ def _ladder(args) -> Ladder:
         scale=args.scale,
         width=args.width,
         view=configs.parse_size(args.view, '--view') if args.view else None,
-        points=args.points,
+        grid=_grid(args.grid) if args.grid else rungs.GRID,
     )
+
+
+def _grid(text):
+    points = []
+    for point in text.split(','):
+        try:
+            lr, decay = (float(number) for number in point.split('/'))
+        except ValueError:
+            lr = decay = -1.0
+        if not (0 < lr < math.inf and 0 <= decay < math.inf):
+            expected = 'a learning rate above 0 and a decay, as 0.1/0.0005'
+            raise UserError('--grid', repr(point), expected, 'join several by commas.')
+        points.append({'lr': lr, 'decay': decay})
+    return tuple(points)
 
 
 def _plan(plan, final):
@@ -218,7 +229,7 @@ def _side_by_side(args, plan) -> bool:
 def _given(args) -> dict:
     """Flags with a value that another process is to have too."""
     names = ('dataset', 'root', 'net', 'seeds', 'scouts', 'epochs', 'init_from', 'dtype', 'workdir')
-    names += ('labelled', 'scale', 'width', 'view', 'points')
+    names += ('labelled', 'scale', 'width', 'view', 'grid')
     given = {name: getattr(args, name) for name in names}
     return {name: value for name, value in given.items() if value not in (None, '')}
 
@@ -235,17 +246,15 @@ def _report(plan: Ladder, folder: pathlib.Path, reach: float) -> dict:
     view = 'x'.join(str(n) for n in one['config']['data']['size'])
     title = (
         f'{plan.net}{width} on {plan.dataset}, view {view}, input 1/{plan.scale} of it, '
-        f'{plan.labelled:g} of the labels, {plan.points} learning rates and decays tried, '
+        f'{plan.labelled:g} of the labels, {len(plan.grid)} learning rates and decays tried, '
         f'{start}; {one["device"]}, jax {one["versions"]["jax"]}, '
         f'{one["date"][:10]}, commit {one["commit"]}'
     )
     text = report.markdown(summary, title)
     (folder / 'ladder.md').write_text(text)
     (folder / 'ladder.json').write_text(json.dumps(summary, indent=1) + '\n')
-    with (folder / 'runs.jsonl').open('w') as file:
-        for name, runs in found.items():
-            for seed, result in sorted(runs.items()):
-                file.write(json.dumps({'rung': name, 'seed': seed, **result}) + '\n')
+    ordered = ((name, runs[seed]) for name, runs in found.items() for seed in sorted(runs))
+    ladder.write_runs(folder / 'runs.jsonl', ordered)
     report.figure(summary, folder / 'ladder.png')
     print(text)
     print(f'written to {folder}')

@@ -9,6 +9,7 @@ import pytest
 from dsrl_jax import cli, experiment, ladder
 from dsrl_jax.errors import UserError
 from dsrl_jax.ladder import Ladder
+from dsrl_jax.rungs import GRID
 
 NAMES = ('reference', 'full', 'equal_time')
 
@@ -45,7 +46,7 @@ def test_camvid_selects_on_held_out_drives_and_never_on_test(tmp_path):
     assert len(runs) == 4 * 3 * 3
     assert {run.splits for run in runs} == {(f'fold{n}_val',) for n in (1, 2, 3)}
     assert len({run.folder for run in runs}) == len(runs)
-    first = ladder.plan_select(Ladder(tmp_path, names=('reference',), scouts=3, points=1))
+    first = ladder.plan_select(Ladder(tmp_path, names=('reference',), scouts=3, grid=GRID[:1]))
     assert list(first) == runs[:9]
 
 
@@ -58,6 +59,15 @@ def test_every_seed_of_every_rung_is_there_with_its_circumstances(plan, done):
             assert set(result['scores']) == {'test'}
     arrays = experiment.counts(plan.workdir / 'final/full/seed0', 'test')
     assert len(arrays['names']) == done['full'][0]['scores']['test']['images']
+
+
+def test_every_run_of_the_selection_is_a_line(plan, done):
+    lines = (plan.workdir / 'select/runs.jsonl').read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row['rung'] for row in rows] == sorted(NAMES)
+    frozen = json.loads((plan.workdir / 'selected.json').read_text())
+    for row in rows:
+        assert [100 * row['scores']['val']['miou']] == frozen[row['rung']]['table'][0]['runs']
 
 
 def test_arms_of_a_seed_start_alike_and_seeds_differ(plan, done):
@@ -115,11 +125,11 @@ def test_a_folder_of_another_ladder_is_refused(plan, done):
     path = plan.home / 'ladder.json'
     kept = path.read_text()
     try:  # written before there were these settings
-        old = {k: v for k, v in json.loads(kept).items() if k not in ('points', 'view', 'width')}
+        old = {k: v for k, v in json.loads(kept).items() if k not in ('grid', 'view', 'width')}
         path.write_text(json.dumps(old))
         assert ladder.run_all(plan, [])
-        with pytest.raises(UserError, match=r'points 4.*2, as asked for'):
-            ladder.run_all(plan._replace(points=2), [])
+        with pytest.raises(UserError, match=r"grid .*'lr': 0.3.*, as asked for"):
+            ladder.run_all(plan._replace(grid=({'lr': 0.3, 'decay': 0.0},)), [])
     finally:
         path.write_text(kept)
 
@@ -151,7 +161,8 @@ def test_the_command_writes_tables_and_a_plot(plan, done, capsys):
         (['--dataset=cityscape'], 'camvid'),
         (['--tiny'], '--dataset=synthetic'),
         (['--seeds=0'], 'a number above 0'),
-        (['--points=5'], 'at most 4'),
+        (['--grid=0.1'], 'as 0.1/0.0005'),
+        (['--grid=0.1/0,nan/0.1'], "found 'nan/0.1'"),
         (['--view=192'], 'HEIGHTxWIDTH'),
         (['--width=0'], 'a number above 0'),
         (['--share=2/2'], 'i/n with i below n'),
