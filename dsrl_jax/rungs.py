@@ -109,6 +109,11 @@ SCOUTS = {
         ramp=0.2,
         prediction='No difference: the untrained guide is gone after a few epochs anyway.',
     ),
+    'no_fa': Rung(
+        'no FA: the SR branch and its MSE beside cross entropy',
+        {**_RECOMMENDED, 'model.dsrl': 'sssr+sisr'},
+        prediction='Above in short runs: FA asks the scores to wait for an untrained guide.',
+    ),
     'fa_tenth': Rung(
         'FA at a tenth of its weight',
         {**_RECOMMENDED, 'fa.weight': 0.1},
