@@ -2,6 +2,8 @@
 
 import argparse
 import importlib
+import os
+import pathlib
 import sys
 import traceback
 from collections.abc import Iterable
@@ -22,6 +24,9 @@ VERBS = {
     'reproduce': ('dsrl_jax.reproduce', 'ladders over seeds: what DSRL gives, at its true cost'),
     'compare': ('dsrl_jax.compare', 'one report of several training runs'),
 }
+
+_HUGE_PAGES = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
+_GLIBC = 'GLIBC_TUNABLES'
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,7 +55,23 @@ def main(argv: list[str]) -> int:
 
 def run() -> None:
     """Entry point of the console script."""
+    _use_huge_pages()
     sys.exit(main(sys.argv[1:]))
+
+
+def _use_huge_pages() -> None:
+    """Large blocks of memory in pages of 2 MiB, where Linux gives them to those who ask.
+
+    A CPU spends a fifth of a training step on pages of 4 KiB. glibc reads its setting when a
+    process starts, so this one starts again, once, under the same number.
+    """
+    try:
+        to_those_who_ask = '[madvise]' in _HUGE_PAGES.read_text()
+    except OSError:  # another system
+        return
+    if to_those_who_ask and _GLIBC not in os.environ:
+        os.environ[_GLIBC] = 'glibc.malloc.hugetlb=1'
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _dispatch(argv: list[str]) -> int | None:

@@ -1,0 +1,59 @@
+"""Commands ask for huge pages by starting again, once, and only where that changes something."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dsrl_jax import cli
+
+
+@pytest.fixture
+def started_again(monkeypatch, tmp_path):
+    """Call it with what the kernel says: the arguments of the new process, or None."""
+    monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
+    monkeypatch.setattr(sys, 'orig_argv', ['python', '-u', '/bin/dsrl', 'flops'])
+
+    def call(kernel):
+        found = []
+        path = tmp_path / 'enabled'
+        if kernel is not None:
+            path.write_text(kernel)
+        monkeypatch.setattr(cli, '_HUGE_PAGES', path)
+        monkeypatch.setattr(os, 'execv', lambda *given: found.append(given))
+        cli._use_huge_pages()
+        return found[0] if found else None
+
+    return call
+
+
+def test_it_starts_again_with_the_same_arguments(started_again):
+    expected = (sys.executable, [sys.executable, '-u', '/bin/dsrl', 'flops'])
+    assert started_again('always [madvise] never') == expected
+    assert os.environ['GLIBC_TUNABLES'] == 'glibc.malloc.hugetlb=1'
+    assert started_again('always [madvise] never') is None  # once
+
+
+@pytest.mark.parametrize('kernel', ['[always] madvise never', 'always madvise [never]', None])
+def test_it_goes_on_where_nothing_would_change(started_again, kernel):
+    assert started_again(kernel) is None and 'GLIBC_TUNABLES' not in os.environ
+
+
+def test_a_setting_of_the_user_stays(started_again, monkeypatch):
+    monkeypatch.setenv('GLIBC_TUNABLES', '')
+    assert started_again('always [madvise] never') is None
+
+
+def test_a_command_keeps_its_streams_and_exit_code():
+    """Input is not lost, output is whole, and a user error is still 2."""
+    environment = {k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'}
+    command = [
+        sys.executable,
+        '-c',
+        'from dsrl_jax.cli import run; run()',
+        'flops',
+        '--net=nothing',
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
