@@ -4,18 +4,16 @@ What is timed stands in `workload`, how in `timing`.  The device's matrix produc
 measured in the same run, and on demand the same work in PyTorch.
 """
 
-import datetime
 import functools
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 from collections.abc import Callable
 
 import jax
 
-from dsrl_jax import __version__, costs, peer, profiling, roofline, timing, turns, workload
+from dsrl_jax import costs, peer, profiling, roofline, timing, turns, workload
+from dsrl_jax.circumstances import circumstances
 from dsrl_jax.config import CHOICES, DSRL_MODES, parse_size
 from dsrl_jax.errors import UserError, lookup
 from dsrl_jax.models import heads
@@ -32,20 +30,8 @@ _TRACED_STEPS = 3
 
 def flags(parser) -> None:
     """Flags of `dsrl bench`."""
+    work_flags(parser)
     add = parser.add_argument
-    add('--net', required=True, help='name of a network')
-    add('--size', required=True, help='height and width of the input: 512x1024')
-    add('--batch', type=int, default=8, help='images in a step; default: 8')
-    add('--num_classes', type=int, default=20, help='default: 20')
-    add('--train', action='store_true', help='the training step; default: prediction')
-    add('--dsrl', default='none', help=f'{", ".join(DSRL_MODES)}; default: none, the plain network')
-    add('--head', help=f'SSSR head: {", ".join(heads.HEADS)}')
-    add('--scale', type=int, help='large view / input; default: 2 with DSRL, 1 without')
-    add('--width', type=float, help='width of the network, where it has one')
-    add('--variant', help='whose definition, where a network has several')
-    add('--output_stride', type=int, help='of the encoder, where it has a choice')
-    add('--dtype', help='default: bfloat16, on a CPU float32')
-    add('--kind', default='exact', help='exact, or deploy: batch norms folded (prediction only)')
     add('--seconds', type=float, default=2.0, help='a measurement takes about so long; default: 2')
     add('--repeats', type=int, help=f'default: {timing.REPEATS}, fewer where they take too long')
     add('--steps', type=int, help='in a repeat; default: what the seconds allow')
@@ -60,14 +46,31 @@ def flags(parser) -> None:
     )
 
 
+def work_flags(parser) -> None:
+    """The flags that say what is done; `workload_of` reads them."""
+    add = parser.add_argument
+    add('--net', required=True, help='name of a network')
+    add('--size', required=True, help='height and width of the input: 512x1024')
+    add('--batch', type=int, default=8, help='images in a step; default: 8')
+    add('--num_classes', type=int, default=20, help='default: 20')
+    add('--train', action='store_true', help='the training step; default: prediction')
+    add('--dsrl', default='none', help=f'{", ".join(DSRL_MODES)}; default: none, the plain network')
+    add('--head', help=f'SSSR head: {", ".join(heads.HEADS)}')
+    add('--scale', type=int, help='large view / input; default: 2 with DSRL, 1 without')
+    add('--width', type=float, help='width of the network, where it has one')
+    add('--variant', help='whose definition, where a network has several')
+    add('--output_stride', type=int, help='of the encoder, where it has a choice')
+    add('--dtype', help='default: bfloat16, on a CPU float32')
+    add('--kind', default='exact', help='exact, or deploy: batch norms folded (prediction only)')
+
+
 def main(args) -> int:
     """Run `dsrl bench`; the last line of stdout is one JSON object."""
     # Before the device opens: a process beside this one (the peer, a second compilation) needs
     # memory too, and what is allocated on demand is as fast once it is there.
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
-    work, budget = _workload(args), _budget(args)
+    work, budget = workload_of(args), _budget(args)
     latency = _latency(args)
-    workload.check(work)
     program = None
     if args.peer is not None:
         lookup(dict.fromkeys(PEERS), args.peer, '--peer')
@@ -76,7 +79,7 @@ def main(args) -> int:
             remedy = 'leave --train or --peer out.'
             raise UserError(f'--peer={args.peer} --train', work.net, expected, remedy)
         program = peer.find()
-    found = {**work._asdict(), **_circumstances()}
+    found = {**work._asdict(), **circumstances()}
     print(speed.title(found), flush=True)
     begin = functools.partial(
         peer.start, program, work, limit=args.peer_limit, latency=latency, **budget
@@ -105,6 +108,36 @@ def main(args) -> int:
             peer.stop(running)
     print(json.dumps(found), flush=True)
     return 0
+
+
+def workload_of(args) -> Workload:
+    """What the flags ask for; UserError where it cannot be."""
+    if args.kind not in KINDS or (args.train and args.kind != 'exact'):
+        found = f'{args.kind!r}' + (' with --train' if args.train else '')
+        raise UserError('--kind', found, 'exact, or deploy without --train', 'correct it.')
+    lookup(MODES, args.dsrl, '--dsrl')
+    if args.head is not None and not MODES[args.dsrl][0]:
+        found = f'{args.head!r} with --dsrl={args.dsrl}'
+        raise UserError('--head', found, 'a mode with SSSR', 'give --dsrl=sssr, for instance.')
+    dtype = args.dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
+    lookup(dict.fromkeys(CHOICES['model.dtype']), dtype, '--dtype')
+    for name in ('batch', 'num_classes'):
+        _positive(args, name)
+    work = Workload(
+        net=args.net,
+        size=parse_size(args.size),
+        batch=args.batch,
+        num_classes=args.num_classes,
+        train=args.train,
+        dsrl=args.dsrl,
+        head=args.head,
+        scale=args.scale if args.scale is not None else (2 if MODES[args.dsrl][0] else 1),
+        dtype=dtype,
+        kind=args.kind,
+        options={n: v for n in _OPTIONS if (v := getattr(args, n)) is not None},
+    )
+    workload.check(work)
+    return work
 
 
 def time_peer(equal: dict, begin: Callable, waiting: list, batch: int) -> dict:
@@ -144,33 +177,6 @@ def ratio(found: dict, variants: list[dict]) -> dict | None:
     }
 
 
-def _workload(args) -> Workload:
-    if args.kind not in KINDS or (args.train and args.kind != 'exact'):
-        found = f'{args.kind!r}' + (' with --train' if args.train else '')
-        raise UserError('--kind', found, 'exact, or deploy without --train', 'correct it.')
-    lookup(MODES, args.dsrl, '--dsrl')
-    if args.head is not None and not MODES[args.dsrl][0]:
-        found = f'{args.head!r} with --dsrl={args.dsrl}'
-        raise UserError('--head', found, 'a mode with SSSR', 'give --dsrl=sssr, for instance.')
-    dtype = args.dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
-    lookup(dict.fromkeys(CHOICES['model.dtype']), dtype, '--dtype')
-    for name in ('batch', 'num_classes'):
-        _positive(args, name)
-    return Workload(
-        net=args.net,
-        size=parse_size(args.size),
-        batch=args.batch,
-        num_classes=args.num_classes,
-        train=args.train,
-        dsrl=args.dsrl,
-        head=args.head,
-        scale=args.scale if args.scale is not None else (2 if MODES[args.dsrl][0] else 1),
-        dtype=dtype,
-        kind=args.kind,
-        options={n: v for n in _OPTIONS if (v := getattr(args, n)) is not None},
-    )
-
-
 def _budget(args) -> dict:
     for name in ('seconds', 'repeats', 'steps', 'peer_limit'):
         _positive(args, name)
@@ -192,19 +198,6 @@ def _positive(args, name):
     value = getattr(args, name)
     if value is not None and not value > 0:
         raise UserError(f'--{name}', str(value), 'a number above 0', 'correct it.')
-
-
-def _circumstances() -> dict:
-    return {
-        'device': roofline.device_name(),
-        'platform': jax.default_backend(),
-        'versions': {
-            'dsrl_jax': __version__,
-            **{name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax')},
-            'python': platform.python_version(),
-        },
-        'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
 
 
 def _compile(work: Workload, latency: tuple[int, ...]):

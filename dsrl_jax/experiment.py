@@ -1,15 +1,13 @@
 """One training run and what its last weights score, kept as JSON: what ladders are made of."""
 
-import datetime
-import importlib.metadata
 import json
 import pathlib
-import subprocess
 
 import numpy as np
 
-from dsrl_jax import __version__, inference, roofline, tasks, train
 from dsrl_jax import config as configs
+from dsrl_jax import inference, tasks, train
+from dsrl_jax.circumstances import circumstances
 from dsrl_jax.errors import UserError
 from dsrl_jax.records import read_metrics, replace
 
@@ -20,11 +18,11 @@ def run(config, folder, splits=('test',)) -> dict | None:
     """Train in `folder`, going on where it stopped, and score the final weights on `splits`.
 
     The result stands in result.json there, beside it what the task keeps of every image; a finished
-    run is read from there. Keys: config, seed, commit, device, versions, date, steps,
-    images_per_second, minutes (of training alone), curve (the task's SCORE of data.eval_split while
-    training), sr (PSNR and SSIM of the SR branch there, beside bicubic), scores: the task's
-    final_scores. None where SIGTERM stopped the training. UserError where the folder holds the
-    result of another configuration.
+    run is read from there. Keys: config, seed, those of `circumstances`, steps, images_per_second,
+    minutes (of training alone), curve (the task's SCORE of data.eval_split while training), sr
+    (PSNR and SSIM of the SR branch there, beside bicubic), scores: the task's final_scores. None
+    where SIGTERM stopped the training. UserError where the folder holds the result of another
+    configuration.
     """
     folder, settings = pathlib.Path(folder), configs.to_dict(config)
     result = read(folder)
@@ -63,17 +61,6 @@ def minutes_to(result: dict, miou: float) -> float | None:
     return next((p['minutes'] for p in result['curve'] if p['miou'] >= miou), None)
 
 
-def circumstances() -> dict:
-    """Commit of the checkout (None: installed elsewhere), device, versions and date."""
-    names = ('jax', 'jaxlib', 'flax')
-    return {
-        'commit': _commit(),
-        'device': roofline.device_name(),
-        'versions': {'dsrl_jax': __version__, **{n: importlib.metadata.version(n) for n in names}},
-        'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    }
-
-
 def _training(folder):
     """Speed and curve out of the run's own record."""
     records = read_metrics(folder)
@@ -99,16 +86,6 @@ def _training(folder):
         'curve': curve,
         'sr': measured if measured['psnr'] is not None else None,
     }
-
-
-def _commit():
-    command = ['git', '-C', str(pathlib.Path(__file__).parent), 'describe', '--always', '--dirty']
-    command += ['--abbrev=40', '--match=']
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def _first_difference(result, settings, path='') -> str:

@@ -25,6 +25,7 @@ import numpy as np
 
 from dsrl_jax import config as configs
 from dsrl_jax import data, experiment, export, inference, rungs
+from dsrl_jax.circumstances import commit
 from dsrl_jax.errors import UserError
 from dsrl_jax.resident import DISPATCH
 from dsrl_jax.rungs import ARMS, FOLDS, GRID, RUNGS, SCOUTS
@@ -268,7 +269,7 @@ def _log_read(ladder, run, config):
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     line = {'date': now, 'rung': run.rung, 'seed': run.seed, 'config': frozen}
     with path.open('a') as file:
-        file.write(json.dumps({**line, 'commit': experiment.circumstances()['commit']}) + '\n')
+        file.write(json.dumps({**line, 'commit': commit()}) + '\n')
 
 
 def _check_settings(ladder):

@@ -1,7 +1,8 @@
 """What a step becomes on an H100, read on a machine without one: its kernels and their traffic.
 
     pip install --no-deps --target=DIR jax-cuda12-pjrt==VERSION_OF_JAXLIB
-    python launch/gpu_program.py --compiler=DIR --net=espnetv2 --batch=16 --dsrl=full --train
+    python launch/gpu_program.py --compiler=DIR --net=espnetv2 --size=512x1024 --batch=16 \\
+        --num_classes=19 --dsrl=full --train
 
 XLA compiles for a GPU that it is told about; no GPU, driver or CUDA library is needed. Layouts,
 fusions and memory are those of the device; what is chosen by trying on it (library algorithms,
@@ -47,38 +48,50 @@ _NO_KERNEL = {
 _INSTRUCTION = re.compile(r'^ +(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$')
 
 
-def main():
-    """Compile one workload and print what its program does."""
+def main() -> int:
+    """Compile one workload and print what its program does; the exit code."""
+    _use_this_package()
+    from dsrl_jax import bench
+    from dsrl_jax.errors import UserError
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add('--compiler', required=True, help='folder that jax-cuda12-pjrt was installed in')
-    add('--net', required=True)
-    add('--size', default='512x1024', help='of the input')
-    add('--batch', type=int, default=8)
-    add('--num_classes', type=int, default=19)
-    add('--train', action='store_true', help='the training step; default: prediction')
-    add('--dsrl', default='none')
-    add('--head')
-    add('--width', type=float)
+    bench.work_flags(parser)
+    parser.set_defaults(dtype='bfloat16')
     add('--count', type=int, default=15, help='of kinds and kernels printed')
     add('--output', help='JSON file of every kernel')
     add('--against', help='such a file: print what changed')
     args = parser.parse_args()
     use_compiler(args.compiler)
-    found = measure(_workload(args))
+    try:
+        if not (pathlib.Path(args.compiler) / 'jax_plugins').is_dir():
+            remedy = 'install it there: pip install --no-deps --target=DIR jax-cuda12-pjrt.'
+            raise UserError('--compiler', args.compiler, 'a folder with jax_plugins', remedy)
+        work = bench.workload_of(args)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return error.code
+    found = measure(work._replace(options={'conv_impl': 'gpu', **work.options}))
     print(describe(found, args.count))
     if args.against:
         before = json.loads(pathlib.Path(args.against).read_text())
         print(f'\nGB of each kind, before and now:\n{compare(before, found)}')
     if args.output:
         pathlib.Path(args.output).write_text(json.dumps(found) + '\n')
+    return 0
 
 
 def use_compiler(folder) -> None:
-    """Make the compiler in that folder known to JAX; before JAX is first imported."""
+    """Make the compiler in that folder known to JAX; before its devices are first asked for."""
+    _use_this_package()
+    sys.path.insert(0, str(folder))
+
+
+def _use_this_package():
     os.environ['JAX_PLATFORMS'] = 'cpu'
     os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # a program without a device has no file
-    sys.path[:0] = [str(ROOT), str(folder)]
+    sys.path.insert(0, str(ROOT))
 
 
 def compile_for_h100(function, *shapes):
@@ -151,26 +164,6 @@ def compare(before: dict, now: dict) -> str:
     rows.append(('all', *((f['gbytes'], f['kernels']) for f in (before, now))))
     return '\n'.join(
         f'{x[0]:9.2f} {y[0]:9.2f} GB {x[1]:6} {y[1]:6} x {kind}' for kind, x, y in rows
-    )
-
-
-def _workload(args):
-    from dsrl_jax.config import parse_size
-    from dsrl_jax.workload import Workload
-
-    options = {'conv_impl': 'gpu'} | ({'width': args.width} if args.width else {})
-    return Workload(
-        net=args.net,
-        size=parse_size(args.size),
-        batch=args.batch,
-        num_classes=args.num_classes,
-        train=args.train,
-        dsrl=args.dsrl,
-        head=args.head,
-        scale=1 if args.dsrl == 'none' else 2,
-        dtype='bfloat16',
-        kind='exact',
-        options=options,
     )
 
 
@@ -270,4 +263,4 @@ def _size(shape):
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -185,7 +185,7 @@ def _device_table(device, found):
     torch = next((row['peer']['torch'] for row in found.values() if row.get('peer')), None)
     lines = [
         f'{device}, {one["dtype"]}, jax {one["versions"]["jax"]}, torch {torch or "absent"}, '
-        f'Python {one["versions"]["python"]}, {one["date"]}:',
+        f'Python {one["versions"]["python"]}, {one["date"][:10]}:',
         '',
         '| network | work | batch | ours | PyTorch eager | compiled | ratio | target | met '
         '| of product | of copy | GiB |',

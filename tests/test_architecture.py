@@ -50,6 +50,7 @@ MAY_IMPORT = {
     'turns': (),
     'graphs': (),
     'roofline': ('timing',),
+    'circumstances': ('roofline',),
     'profiling': ('errors',),
     'tasks': (
         *('accumulation', 'cityscapes_scores', 'config', 'data', 'detailed', 'gallery'),

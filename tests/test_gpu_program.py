@@ -1,6 +1,5 @@
 """Programs compiled for an H100, on a machine without one: what their kernels read and write."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -8,9 +7,9 @@ import re
 import subprocess
 import sys
 
+import gpu_program as tool
 import pytest
 
-_PATH = pathlib.Path(__file__).resolve().parent.parent / 'launch' / 'gpu_program.py'
 _COMPILER = os.environ.get('DSRL_GPU_COMPILER', '')
 compiled = pytest.mark.skipif(
     not (_COMPILER and pathlib.Path(_COMPILER).is_dir()),
@@ -55,15 +54,7 @@ ENTRY %main (x: bf16[4,8]) -> bf16[4,8] {
 """  # noqa: E501
 
 
-@pytest.fixture(scope='module')
-def tool():
-    spec = importlib.util.spec_from_file_location('gpu_program', _PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_kernels_of_a_program_with_a_loop(tool):
+def test_kernels_of_a_program_with_a_loop():
     slices, update, conv = tool.kernels(TEXT)
     assert (slices['kind'], slices['times']) == ('loop_slice', 2)
     assert (slices['reads'], slices['writes']) == (8 * 32 * 4, 8 * 32 * 4)
@@ -76,8 +67,9 @@ def test_kernels_of_a_program_with_a_loop(tool):
 def run(code):
     """The JSON that a process prints in which the compiler for GPUs is known."""
     begin = (
-        f'import sys; sys.path.insert(0, {str(_PATH.parent)!r}); import gpu_program as tool; '
-        f'tool.use_compiler({_COMPILER!r}); import json, jax, jax.numpy as jnp; '
+        f'import sys; sys.path.insert(0, {os.path.dirname(tool.__file__)!r})\n'
+        'import gpu_program as tool\n'
+        f'tool.use_compiler({_COMPILER!r})\nimport json, jax, jax.numpy as jnp\n'
         'shape = jax.ShapeDtypeStruct\n'
     )
     command = [sys.executable, '-c', begin + code]

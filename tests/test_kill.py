@@ -1,30 +1,19 @@
 """A run that is killed ends as one that nobody touched; the moments are drawn by launch/soak.py."""
 
-import importlib.util
 import json
-import pathlib
 import shutil
 
 import pytest
+import soak
 from refusals import TINY
 
 from dsrl_jax import cli
 from dsrl_jax.records import read_metrics
 
-_PATH = pathlib.Path(__file__).resolve().parent.parent / 'launch' / 'soak.py'
-
-
-@pytest.fixture(scope='module')
-def soak():
-    spec = importlib.util.spec_from_file_location('soak', _PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('processes', 'kills', 'seed'), [(1, 3, 7), (2, 1, 5)])
-def test_a_killed_run_ends_as_an_undisturbed_one(soak, processes, kills, seed, tmp_path):
+def test_a_killed_run_ends_as_an_undisturbed_one(processes, kills, seed, tmp_path):
     result = soak.soak(tmp_path, kills, processes, seed)
     assert len(result['kills']) == kills
     assert all(record['at_processor_s'] > 0 for record in result['kills'])

@@ -3,7 +3,6 @@
 The step of dsrl=full is compiled ahead of time for fake devices and its program is read.
 """
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -13,14 +12,12 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+import scaling
 
 from dsrl_jax import parallel
 from dsrl_jax.ops.convolution import conv
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-_SPEC = importlib.util.spec_from_file_location('scaling', ROOT / 'launch/scaling.py')
-scaling = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(scaling)
 
 BATCH, SHARED = 2, 4  # images a device; images that share statistics where that is bounded
 SCALARS = 16  # at most: the sums and counts of the three losses

@@ -1,26 +1,14 @@
 """launch/sweep.py: what a configuration's sweep() asks for is printed, handed over, or refused."""
 
-import importlib.util
 import json
-import pathlib
 import shlex
 import sys
 
 import pytest
+import sweep
 
 from dsrl_jax import cli, config
 from dsrl_jax.errors import UserError
-
-LAUNCH = pathlib.Path(__file__).resolve().parent.parent / 'launch'
-
-
-@pytest.fixture(scope='module')
-def sweep():
-    """launch/sweep.py as a module."""
-    spec = importlib.util.spec_from_file_location('sweep', LAUNCH / 'sweep.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def write_config(folder, body):
@@ -30,7 +18,7 @@ def write_config(folder, body):
     return path
 
 
-def test_a_sweep_prints_commands_that_are_understood(sweep, capsys):
+def test_a_sweep_prints_commands_that_are_understood(capsys):
     flags = ['--config=camvid:tiny', '--config.data.root=DIR', '--workdir=RUNS']
     assert sweep.main(flags) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -41,7 +29,7 @@ def test_a_sweep_prints_commands_that_are_understood(sweep, capsys):
     assert 'RUNS/head=bilinear,lr=0.02' in lines[-1]
 
 
-def test_a_sweep_leaves_out_what_is_finished(sweep, tmp_path, capsys):
+def test_a_sweep_leaves_out_what_is_finished(tmp_path, capsys):
     body = 'def sweep():\n    for n in (2, 3):\n        yield f"r{n}", {"steps": n, "epochs": 0.0}'
     path = write_config(tmp_path, body)
     done = tmp_path / 'runs/r2'
@@ -60,7 +48,7 @@ def test_a_sweep_leaves_out_what_is_finished(sweep, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 2, 'another seed is another run'
 
 
-def test_a_sweep_hands_each_run_over_and_stops_at_a_failure(sweep, tmp_path, capfd):
+def test_a_sweep_hands_each_run_over_and_stops_at_a_failure(tmp_path, capfd):
     path = write_config(tmp_path, 'def sweep():\n    yield {"seed": 1}\n    yield {"seed": 2}')
     flags = [f'--config={path}', f'--workdir={tmp_path}']
     show = f"{sys.executable} -c 'import sys; print(*sys.argv[1:])' submit"
@@ -82,7 +70,7 @@ def test_a_sweep_hands_each_run_over_and_stops_at_a_failure(sweep, tmp_path, cap
         ('def sweep():\n    yield {"seed": "x"}', ["'x'", 'int']),
     ],
 )
-def test_a_sweep_with_a_mistake_is_refused_before_anything_starts(sweep, tmp_path, body, words):
+def test_a_sweep_with_a_mistake_is_refused_before_anything_starts(tmp_path, body, words):
     path = write_config(tmp_path, body)
     with pytest.raises(UserError) as caught:
         sweep.main([f'--config={path}', f'--workdir={tmp_path}', '--run'])

@@ -14,7 +14,7 @@ def title(found: dict) -> str:
         f'{", ".join([found["net"], *options])}, dsrl {found["dsrl"]}{head}, {done}, '
         f'batch {found["batch"]}, input {height}x{width}, view {view}, '
         f'{found["num_classes"]} classes, {found["dtype"]}\n'
-        f'{found["device"]}, jax {found["versions"]["jax"]}, {found["date"]}'
+        f'{found["device"]}, jax {found["versions"]["jax"]}, {found["date"][:10]}'
     )
 
 
