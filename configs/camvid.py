@@ -82,5 +82,5 @@ def get_config(arg=''):
 def sweep():
     """Fields of the runs of launch/sweep.py: two heads at three learning rates."""
     for head in ('official_deconv', 'bilinear'):
-        for lr in (0.005, 0.01, 0.02):
+        for lr in (0.01, 0.03, 0.1):
             yield {'sssr.head': head, 'optimizer.lr': lr}

@@ -181,7 +181,8 @@ CONTRASTS = {
 }
 
 # Tuned alike for every rung: each pair is tried on every fold.
-GRID = tuple({'lr': lr, 'decay': decay} for lr in (0.01, 0.03) for decay in (5e-4, 1e-4))
+# A short run at a laptop's size was 6 points better at 0.1 than at 0.01.
+GRID = tuple({'lr': lr, 'decay': decay} for lr in (0.01, 0.03, 0.1) for decay in (5e-4, 1e-4))
 FOLDS = (1, 2, 3)
 
 # Height and width of the images themselves, without padding, in lowest terms.

@@ -43,7 +43,7 @@ def test_final_runs_need_a_selection(tmp_path):
 
 def test_camvid_selects_on_held_out_drives_and_never_on_test(tmp_path):
     runs = list(ladder.plan_select(Ladder(tmp_path, names=('reference',), scouts=3)))
-    assert len(runs) == 4 * 3 * 3
+    assert len(runs) == 6 * 3 * 3
     assert {run.splits for run in runs} == {(f'fold{n}_val',) for n in (1, 2, 3)}
     assert len({run.folder for run in runs}) == len(runs)
     first = ladder.plan_select(Ladder(tmp_path, names=('reference',), scouts=3, grid=GRID[:1]))

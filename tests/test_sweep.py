@@ -26,7 +26,7 @@ def test_a_sweep_prints_commands_that_are_understood(capsys):
     found = [config.load(args.config, args.overrides) for args in parsed]
     assert len({(c.sssr.head, c.optimizer.lr) for c in found}) == len(found) == 6
     assert len({shlex.split(line)[-1] for line in lines}) == 6, 'a workdir each'
-    assert 'RUNS/head=bilinear,lr=0.02' in lines[-1]
+    assert 'RUNS/head=bilinear,lr=0.1' in lines[-1]
 
 
 def test_a_sweep_leaves_out_what_is_finished(tmp_path, capsys):
