@@ -90,55 +90,54 @@ def _contrast(rungs, first, second, by, results, workdir):
     shared = set.intersection(*(set(rungs[name]['seeds']) for name in (first, *needed)))
     if not shared:
         return None
-    seeds = sorted(shared)
+    seeds, weights = sorted(shared), {first: 1.0, second: -1.0}
+    if by:  # on the straight line between the two sizes
+        costs = (rungs[name]['costs'][by] for name in (*needed, first))
+        try:
+            share = statistics.share_at_cost(*costs)
+        except UserError as error:  # latency need not lie between those of the two sizes
+            return {'by': by, 'seeds': len(seeds), 'failed': error.found, 'p': 1.0}
+        weights = {first: 1.0, **dict(zip(needed, (share - 1, -share)))}
 
-    def values(name, score):
-        row = rungs[name]
-        return np.array([row['scores'][split][score][row['seeds'].index(s)] for s in seeds], float)
-
-    def other(score):
-        if not by:
-            return values(second, score)
-        low, high = needed
-        return statistics.interpolate_at_cost(
-            rungs[low]['costs'][by],
-            values(low, score),
-            rungs[high]['costs'][by],
-            values(high, score),
-            rungs[first]['costs'][by],
+    def difference(score):
+        """Of each seed."""
+        rows = {name: rungs[name] for name in weights}
+        places = {name: [row['seeds'].index(s) for s in seeds] for name, row in rows.items()}
+        return sum(
+            weight * np.array(rows[name]['scores'][split][score], float)[places[name]]
+            for name, weight in weights.items()
         )
 
-    try:
-        differences = values(first, 'miou') - other('miou')
-    except UserError as error:  # latency need not lie between those of the two sizes
-        return {'by': by, 'seeds': len(seeds), 'failed': error.found, 'p': 1.0}
-    paired = statistics.paired(differences)
+    paired = statistics.paired(difference('miou'))
     secondary = {}
     for score in ('thin', 'boundary_1', 'boundary_2', 'boundary_3', 'boundary_4'):
-        difference = values(first, score) - other(score)
-        if np.isfinite(difference).all():
-            secondary[score] = statistics.paired(difference)._asdict()
+        found = difference(score)
+        if np.isfinite(found).all():
+            secondary[score] = statistics.paired(found)._asdict()
     return {
         'by': by,
         **paired._asdict(),
         'verdict': statistics.verdict(paired),
-        'differences': differences.tolist(),
+        'differences': difference('miou').tolist(),
         'secondary': secondary,
-        'bootstrap': None if by else _bootstrap(workdir, first, second, split, seeds),
+        'bootstrap': _bootstrap(workdir, weights, split, seeds),
     }
 
 
-def _bootstrap(workdir, first, second, split, seeds):
+def _bootstrap(workdir, weights, split, seeds):
     """Interval over stretches of 20 frames, from the counts beside the results."""
-    arms = [
-        [experiment.counts(workdir / 'final' / name / f'seed{seed}', split) for seed in seeds]
-        for name in (first, second)
-    ]
-    blocks = statistics.blocks_of(arms[0][0]['names'])
+    counts = {
+        name: [experiment.counts(workdir / 'final' / name / f'seed{s}', split) for s in seeds]
+        for name in weights
+    }
+    blocks = statistics.blocks_of(next(iter(counts.values()))[0]['names'])
     if blocks.max(initial=0) < 1:
         return None
-    a, b = (np.stack([run['confusion'] for run in arm]) for arm in arms)
-    found = statistics.block_bootstrap(a, b, blocks)
+    arms = (
+        (weight, np.stack([run['confusion'] for run in counts[name]]))
+        for name, weight in weights.items()
+    )
+    found = statistics.block_bootstrap(arms, blocks)
     return {**found._asdict(), 'blocks': int(blocks.max()) + 1}
 
 

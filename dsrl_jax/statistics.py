@@ -114,27 +114,34 @@ def blocks_of(names: Iterable[str], length: int = 20) -> np.ndarray:
 
 
 def block_bootstrap(
-    counts_a, counts_b, blocks, *, draws: int = 10_000, seed: int = 0, classes=None
+    arms: Iterable[tuple[float, np.ndarray]],
+    blocks,
+    *,
+    draws: int = 10_000,
+    seed: int = 0,
+    classes=None,
 ) -> Interval:
-    """Pooled mean IoU of arm a minus arm b in points, with the percentile interval over blocks.
+    """Sum of weight x pooled mean IoU of the arms, in points; percentile interval over blocks.
 
-    Counts are one confusion matrix a frame, [frames,K,C] or [seeds,frames,K,C] (rows the truth;
-    C >= K, columns from K on are predictions of no class); of several seeds the mean IoUs are
-    averaged. `blocks` [frames] is from `blocks_of`: as many blocks as there are get drawn with
-    replacement, the same for both arms, because neighbours in a film are no independent samples.
-    `classes`: the mean is over these only. A class without a true pixel in a draw is in neither
-    arm's mean there. UserError unless both arms saw the same labels in two blocks or more.
+    An arm is (weight, counts): 1 and -1 for a difference. Counts are one confusion matrix a frame,
+    [frames,K,C] or [seeds,frames,K,C] (rows the truth; C >= K, columns from K on are predictions of
+    no class); of several seeds the mean IoUs are averaged. `blocks` [frames] is from `blocks_of`:
+    as many blocks as there are get drawn with replacement, the same for all arms, because
+    neighbours in a film are no independent samples. `classes`: the mean is over these only. A class
+    without a true pixel in a draw is in no arm's mean there. UserError unless all arms saw the same
+    labels in two blocks or more.
     """
-    blocks, arms = np.asarray(blocks), [_seeds_first(counts) for counts in (counts_a, counts_b)]
+    weighed = [(weight, _seeds_first(counts)) for weight, counts in arms]
+    blocks, arms = np.asarray(blocks), [counts for _, counts in weighed]
     truths = [arm.sum(-1) for arm in arms]
     if any(truth.shape[1:] != truths[0].shape[1:] for truth in truths) or any(
         (truth != truths[0][:1]).any() for truth in truths
     ):
         raise UserError(
-            'the two arms',
+            'the arms',
             'confusion matrices with other true pixels',
             'the same frames in the same order',
-            'score both on the same split.',
+            'score all on the same split.',
         )
     number = int(blocks.max(initial=-1)) + 1
     if blocks.shape != arms[0].shape[1:2] or number < 2:
@@ -146,30 +153,25 @@ def block_bootstrap(
         )
     member = (blocks == np.arange(number)[:, None]).astype(np.float64)  # [blocks, frames]
     drawn = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), draws)
-    weights = np.concatenate([np.ones((1, number)), drawn])  # the frames as they are come first
-    difference = np.subtract(*(_pooled(arm, member, weights, classes) for arm in arms))
-    low, high = np.quantile(difference[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(difference[0]), float(low), float(high))
+    times = np.concatenate([np.ones((1, number)), drawn])  # the frames as they are come first
+    found = sum(weight * _pooled(arm, member, times, classes) for weight, arm in weighed)
+    low, high = np.quantile(found[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(found[0]), float(low), float(high))
 
 
-def interpolate_at_cost(low_cost, low_scores, high_cost, high_scores, cost) -> np.ndarray:
-    """Scores [seeds] at a cost between two measured ones, on the straight line of each seed.
+def share_at_cost(low: float, high: float, cost: float) -> float:
+    """How far a cost lies on the way from one measured cost to another, 0 to 1.
 
-    UserError unless low_cost <= cost <= high_cost, or where the seeds do not pair.
+    UserError unless low <= cost <= high and low < high: nothing is extrapolated.
     """
-    low, high = np.asarray(low_scores, np.float64), np.asarray(high_scores, np.float64)
-    if not low_cost <= cost <= high_cost or low_cost == high_cost:
+    if not low <= cost <= high or low == high:
         raise UserError(
             'the matched cost',
-            f'{cost:g} outside {low_cost:g} to {high_cost:g}',
+            f'{cost:g} outside {low:g} to {high:g}',
             'two measured costs on either side of it',
             'train the sizes that bracket it.',
         )
-    if low.shape != high.shape:
-        found = f'{low.size} and {high.size} scores'
-        raise UserError('the matched cost', found, 'one a seed', 'train both sizes by all seeds.')
-    share = (cost - low_cost) / (high_cost - low_cost)
-    return (1 - share) * low + share * high
+    return (cost - low) / (high - low)
 
 
 def _seeds_first(counts) -> np.ndarray:
@@ -180,10 +182,10 @@ def _seeds_first(counts) -> np.ndarray:
     return counts if counts.ndim == 4 else counts[None]
 
 
-def _pooled(arm, member, weights, classes) -> np.ndarray:
+def _pooled(arm, member, times, classes) -> np.ndarray:
     """Mean over seeds of the pooled mean IoU in points, [draws], of matrices [seeds,frames,K,C]."""
     hit, truth, either = (
-        weights @ (member @ part.astype(np.float64))  # [seeds, draws, K], exact below 2^53
+        times @ (member @ part.astype(np.float64))  # [seeds, draws, K], exact below 2^53
         for part in metrics.hits_truths_unions(arm)
     )
     there = truth > 0

@@ -35,6 +35,7 @@ MIOU = {
     'matched_low': {0: 0.50, 1: 0.52, 2: 0.52},
     'matched_high': {0: 0.54, 1: 0.56, 2: 0.52},
 }
+HITS = {'reference': 0.6, 'full': 0.7, 'matched_low': 0.6, 'matched_high': 0.7}
 COSTS = {
     'reference': {'macs': 100, 'latency_ms': 1.0, 'dsrl': 'none'},
     'full': {'macs': 150, 'latency_ms': 3.0, 'dsrl': 'full'},
@@ -49,7 +50,7 @@ def summary(tmp_path_factory):
     home = tmp_path_factory.mktemp('ladder')
     rng = np.random.default_rng(0)
     truth = rng.integers(50, 200, (FRAMES, CLASSES))
-    for name, share in (('reference', 0.6), ('full', 0.7)):
+    for name, share in HITS.items():
         for seed in MIOU[name]:
             hits = rng.binomial(truth, share)
             confusion = np.zeros((FRAMES, CLASSES, CLASSES + 1), np.int32)
@@ -77,7 +78,10 @@ def test_the_plain_network_is_read_off_at_the_cost_of_full(summary):
     found = summary['contrasts']['full - matched cost, by macs']
     # Halfway between the sizes: 52, 54 and 52.
     np.testing.assert_allclose(found['differences'], [0, 0, 1], atol=1e-9)
-    assert found['bootstrap'] is None
+    film = found['bootstrap']
+    assert film['blocks'] == 3 and film['low'] < film['mean'] < film['high']
+    whole = summary['contrasts']['full - reference']['bootstrap']['mean']
+    assert film['mean'] == pytest.approx(whole / 2, rel=0.1)  # counts halfway between, too
     # Full is slower than the larger size: nothing is extrapolated.
     assert 'outside' in summary['contrasts']['full - matched cost, by latency']['failed']
 

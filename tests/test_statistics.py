@@ -99,18 +99,22 @@ def test_blocks_are_stretches_of_one_drive():
     assert statistics.blocks_of([]).shape == (0,)
 
 
+def minus(a, b):
+    return [(1, a), (-1, b)]
+
+
 def test_difference_is_that_of_the_pooled_scores():
     a, rng = matrices(1, 12)
     b = moved(a, rng)
-    got = statistics.block_bootstrap(a, b, np.arange(12) // 3, draws=200)
+    got = statistics.block_bootstrap(minus(a, b), np.arange(12) // 3, draws=200)
     expected = 100 * (metrics.mean_iou(a.sum(0)) - metrics.mean_iou(b.sum(0)))
     assert got.mean == pytest.approx(expected) and got.low < got.mean < got.high
-    turned = statistics.block_bootstrap(b, a, np.arange(12) // 3, draws=200)
+    turned = statistics.block_bootstrap(minus(b, a), np.arange(12) // 3, draws=200)
     assert turned == pytest.approx((-got.mean, -got.high, -got.low))
-    assert got == statistics.block_bootstrap(a, b, np.arange(12) // 3, draws=200)
-    other = statistics.block_bootstrap(a, b, np.arange(12) // 3, draws=200, seed=1)
+    assert got == statistics.block_bootstrap(minus(a, b), np.arange(12) // 3, draws=200)
+    other = statistics.block_bootstrap(minus(a, b), np.arange(12) // 3, draws=200, seed=1)
     assert other.mean == got.mean and other[1:] != got[1:]
-    none = statistics.block_bootstrap(a, a, np.arange(12) // 3, draws=50)
+    none = statistics.block_bootstrap(minus(a, a), np.arange(12) // 3, draws=50)
     assert none == (0, 0, 0)
 
 
@@ -122,14 +126,14 @@ def test_two_blocks_have_three_draws():
         100 * (metrics.mean_iou(a[s].sum(0)) - metrics.mean_iou(b[s].sum(0)))
         for s in (slice(0, 2), slice(2, 4))
     )
-    got = statistics.block_bootstrap(a, b, [0, 0, 1, 1], draws=400)
+    got = statistics.block_bootstrap(minus(a, b), [0, 0, 1, 1], draws=400)
     assert [got.low, got.high] == pytest.approx(ends)
 
 
 def test_seeds_are_averaged_and_classes_chosen():
     a, rng = matrices(3, 6, 3)
     b = moved(a, rng)
-    got = statistics.block_bootstrap(a[0], b, np.arange(6) // 2, draws=20, classes=[2])
+    got = statistics.block_bootstrap(minus(a[0], b), np.arange(6) // 2, draws=20, classes=[2])
     scores = [metrics.mean_iou(arm.sum(0), [2]) for arm in (a[0], *b)]
     assert got.mean == pytest.approx(100 * (scores[0] - np.mean(scores[1:])))
 
@@ -138,7 +142,7 @@ def test_a_class_that_a_draw_lacks_is_in_neither_mean():
     """Drawn twice, the second frame has only class 0, of which arm b misses a tenth."""
     a = np.array([[[500, 0], [0, 500]], [[10, 0], [0, 0]]])
     b = np.array([[[500, 0], [0, 500]], [[9, 1], [0, 0]]])
-    got = statistics.block_bootstrap(a, b, [0, 1], draws=400)
+    got = statistics.block_bootstrap(minus(a, b), [0, 1], draws=400)
     assert (got.low, got.high) == pytest.approx((0, 10))
 
 
@@ -146,19 +150,27 @@ def test_arms_of_other_frames_and_single_blocks_are_refused():
     a, rng = matrices(4, 4)
     other = a[::-1]
     with pytest.raises(UserError, match='same split'):
-        statistics.block_bootstrap(a, other, [0, 0, 1, 1])
+        statistics.block_bootstrap(minus(a, other), [0, 0, 1, 1])
     with pytest.raises(UserError, match='1 blocks of 4 frames'):
-        statistics.block_bootstrap(a, moved(a, rng), [0, 0, 0, 0])
+        statistics.block_bootstrap(minus(a, moved(a, rng)), [0, 0, 0, 0])
     with pytest.raises(UserError, match='of 4 frames'):
-        statistics.block_bootstrap(a, moved(a, rng), [0, 0, 1])
+        statistics.block_bootstrap(minus(a, moved(a, rng)), [0, 0, 1])
 
 
-def test_matched_cost_lies_on_the_line_of_each_seed():
-    at = statistics.interpolate_at_cost(100, [50, 60], 200, [54, 60], 125)
-    assert at.tolist() == [51, 60]
-    assert statistics.interpolate_at_cost(100, [50], 200, [54], 200) == [54]
+def test_an_arm_between_two_others_has_the_mean_of_their_scores():
+    a, rng = matrices(5, 12)
+    b, c = moved(a, rng), moved(moved(a, rng), rng)
+    blocks = np.arange(12) // 3
+    got = statistics.block_bootstrap([(1, a), (-0.25, b), (-0.75, c)], blocks, draws=200)
+    scores = [100 * metrics.mean_iou(arm.sum(0)) for arm in (a, b, c)]
+    assert got.mean == pytest.approx(scores[0] - 0.25 * scores[1] - 0.75 * scores[2])
+    same = statistics.block_bootstrap([(1, a), (-0.25, b), (-0.75, b)], blocks, draws=200)
+    assert same == pytest.approx(statistics.block_bootstrap(minus(a, b), blocks, draws=200))
+
+
+def test_a_cost_between_two_others_is_not_extrapolated():
+    assert statistics.share_at_cost(100, 200, 125) == 0.25
+    assert statistics.share_at_cost(100, 200, 200) == 1
     for low, high, cost in ((100, 200, 99), (100, 200, 201), (100, 100, 100), (200, 100, 150)):
         with pytest.raises(UserError, match='bracket'):
-            statistics.interpolate_at_cost(low, [50], high, [54], cost)
-    with pytest.raises(UserError, match='2 and 1 scores'):
-        statistics.interpolate_at_cost(100, [50, 51], 200, [54], 150)
+            statistics.share_at_cost(low, high, cost)
