@@ -127,3 +127,8 @@ def _prepare() -> None:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # the loader's worker processes read absl flags
     logging.set_verbosity(logging.WARNING)
+    # On a CPU JAX reads batches where the loader's processes put them. Those still held at the end
+    # are freed by Python's tracker of shared memory, which would warn of each as of a leak.
+    before, quiet = os.environ.get('PYTHONWARNINGS', ''), 'ignore:resource_tracker'
+    if quiet not in before:
+        os.environ['PYTHONWARNINGS'] = f'{before},{quiet}'.strip(',')

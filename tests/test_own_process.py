@@ -1,6 +1,7 @@
-"""Commands ask for huge pages by starting again, once, and only where that changes something."""
+"""What a command does to its own process: huge pages, by starting again once; no idle warnings."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -57,3 +58,15 @@ def test_a_command_keeps_its_streams_and_exit_code():
     ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_run_with_loader_processes_ends_without_warnings(tmp_path):
+    environment = {**os.environ, 'PYTHONPATH': str(pathlib.Path(__file__).parent)}
+    environment.pop('PYTHONWARNINGS', None)
+    words = ['train', '--config=synthetic:tiny,net=toy_network:Toy,dsrl=none', '--config.steps=2']
+    words += ['--config.data.workers=1', '--config.eval.pictures=0', f'--workdir={tmp_path / "w"}']
+    command = [sys.executable, '-c', 'from dsrl_jax.cli import run; run()', *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 'resource_tracker' not in done.stderr
