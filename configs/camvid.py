@@ -42,7 +42,7 @@ def get_config(arg=''):
 
     config.data.name = 'camvid'
     config.data.train_split = 'train'
-    config.data.eval_split = 'test'
+    config.data.eval_split = 'val'  # test is read by `dsrl eval --split=test`, at the end
     config.data.size = (config.scale * height, config.scale * width)
     config.data.scale_range = (0.75, 1.5)
     config.data.color = 0.2
@@ -80,7 +80,9 @@ def get_config(arg=''):
 
 
 def sweep():
-    """Fields of the runs of launch/sweep.py: two heads at three learning rates."""
+    """Runs of launch/sweep.py: two heads at three learning rates, judged on a held-out drive."""
+    held_out = {'data.train_split': 'fold1_train', 'data.eval_split': 'fold1_val'}
     for head in ('official_deconv', 'bilinear'):
         for lr in (0.01, 0.03, 0.1):
-            yield {'sssr.head': head, 'optimizer.lr': lr}
+            fields = {'sssr.head': head, 'optimizer.lr': lr, **held_out}
+            yield f'head={head},lr={lr}', fields

@@ -4,7 +4,7 @@ import numpy as np
 
 from dsrl_jax import experiment, statistics
 from dsrl_jax.errors import UserError
-from dsrl_jax.rungs import CONTRASTS, RUNGS, SCOUTS
+from dsrl_jax.rungs import BESIDE, CONTRASTS, RUNGS, SCOUTS
 
 # Scores of a run by name: read from its pooled numbers, in points.
 _SCORES = {
@@ -42,14 +42,17 @@ def summarize(results: dict, costs: dict, workdir, *, reach: float = 0.4) -> dic
             'minutes': _median([runs[seed]['minutes'] for seed in seeds]),
             'costs': costs.get(name, {}),
         }
-    for name, (first, second) in CONTRASTS.items():
+    beside = {f'{first} - {second}': (first, second) for first, second in BESIDE}
+    for name, (first, second) in {**CONTRASTS, **beside}.items():
         for by in ('macs', 'latency_ms') if second == 'matched' else (None,):
             found = _contrast(summary['rungs'], first, second, by, results, workdir)
             if found:
                 key = f'{name}, by {by.removesuffix("_ms")}' if by else name
                 summary['contrasts'][key] = found
     # The pre-registered pair: matched by multiply-adds. By latency it is the same question again.
-    tested = [key for key in summary['contrasts'] if not key.endswith('by latency')]
+    tested = [
+        key for key in summary['contrasts'] if key not in beside and not key.endswith('by latency')
+    ]
     adjusted = statistics.holm({key: summary['contrasts'][key]['p'] for key in tested})
     for key, p in adjusted.items():
         summary['contrasts'][key]['p_holm'] = p
@@ -57,25 +60,30 @@ def summarize(results: dict, costs: dict, workdir, *, reach: float = 0.4) -> dic
 
 
 def on_folds(chosen: dict) -> dict:
-    """Arms of a selection minus their bases, run by run: {arm: {against, points, mean, low, high}}.
+    """Differences of a selection's arms: {'a - b': {points, mean, low, high, p}}, mIoU.
 
-    `chosen` is ladder.freeze's. A scouting arm's base is `recommended`, a rung's `reference`; of
-    both the best grid point is taken, and arms whose base has other runs are left out. `points` are
-    the differences of mIoU, one a fold and seed; the interval is that of statistics.paired, None
-    for one run or more than that takes.
+    `chosen` is ladder.freeze's, its runs fold by fold, `seeds` in each. A scouting arm is set
+    beside `recommended`, a rung beside `reference`, and the pairs of BESIDE; of both sides the best
+    grid point, and pairs with other runs are left out. `points` are the differences, run by run.
+    The unit is the seed, averaged over its folds: interval and p are those of statistics.paired
+    over seeds, None for one seed or more than that takes.
     """
     best = {n: max(row['table'], key=lambda p: p['mean'])['runs'] for n, row in chosen.items()}
+    bases = ((name, 'recommended' if name in SCOUTS else 'reference') for name in best)
     found = {}
-    for name, runs in best.items():
-        base = 'recommended' if name in SCOUTS else 'reference'
-        if name == base or len(best.get(base, ())) != len(runs):
+    for first, second in dict.fromkeys([*bases, *BESIDE]):
+        if first == second or not {first, second} <= set(best):
             continue
-        points = [a - b for a, b in zip(runs, best[base])]
-        low = high = None
-        if len(points) <= statistics.MOST_SEEDS:
-            _, low, high, *_ = statistics.paired(points)
-        mean = float(np.mean(points))
-        found[name] = {'against': base, 'points': points, 'mean': mean, 'low': low, 'high': high}
+        seeds = chosen[first]['seeds']
+        if seeds != chosen[second]['seeds'] or len(best[first]) != len(best[second]):
+            continue
+        points = np.subtract(best[first], best[second])
+        row = {'points': points.tolist(), 'mean': float(points.mean())}
+        row |= {'low': None, 'high': None, 'p': None}
+        if 1 < seeds <= statistics.MOST_SEEDS:
+            paired = statistics.paired(points.reshape(-1, seeds).mean(0))
+            row |= {'low': paired.low, 'high': paired.high, 'p': paired.p}
+        found[f'{first} - {second}'] = row
     return found
 
 

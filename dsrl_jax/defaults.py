@@ -132,7 +132,7 @@ def base() -> ml_collections.ConfigDict:
             'width': placeholder(int),  # deconv_features: its channels
         }
     )
-    config.sisr = section({'activation': 'tanh', 'skip': True, 'trunk': 64})
+    config.sisr = section({'activation': 'tanh', 'skip': True, 'trunk': 64, 'norm': True})
     config.ce = section(
         {
             'weights': 'none',  # see losses.class_weights

@@ -101,9 +101,14 @@ def make_record(measure: Callable, batch: Callable | None, config, mesh, logger)
     return record
 
 
+def measurable(config) -> bool:
+    """Whether the run has an affinity loss."""
+    return config.model.dsrl == 'full' or config.fa.guide != 'sisr'
+
+
 def check(config) -> None:
     """UserError where log.affinity is set and there is no affinity loss to measure."""
-    if config.log.affinity and config.model.dsrl != 'full' and config.fa.guide == 'sisr':
+    if config.log.affinity and not measurable(config):
         found = f'{config.log.affinity} with model.dsrl={config.model.dsrl}'
         expected = 'a run with the affinity loss: model.dsrl=full, or fa.guide=teacher'
         raise UserError('config.log.affinity', found, expected, 'set it to 0.')

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -14,15 +15,16 @@ from dsrl_jax.records import read_metrics, replace
 RESULT = 'result.json'
 
 
-def run(config, folder, splits=('test',)) -> dict | None:
+def run(config, folder, splits=('test',), announce: Callable = lambda: None) -> dict | None:
     """Train in `folder`, going on where it stopped, and score the final weights on `splits`.
 
     The result stands in result.json there, beside it what the task keeps of every image; a finished
     run is read from there. Keys: config, seed, those of `circumstances`, steps, images_per_second,
     minutes (of training alone), curve (the task's SCORE of data.eval_split while training), sr
-    (PSNR and SSIM of the SR branch there, beside bicubic), scores: the task's final_scores. None
-    where SIGTERM stopped the training. UserError where the folder holds the result of another
-    configuration.
+    (PSNR and SSIM of the SR branch there, beside bicubic), affinity (curve of what `diagnostics`
+    measures, where log.affinity asks for it), scores: the task's final_scores. None
+    where SIGTERM stopped the training. `announce()` is called before a split is read. UserError
+    where the folder holds the result of another configuration.
     """
     folder, settings = pathlib.Path(folder), configs.to_dict(config)
     result = read(folder)
@@ -36,6 +38,7 @@ def run(config, folder, splits=('test',)) -> dict | None:
         result['scores'] = {}
     missing = [split for split in splits if split not in result['scores']]
     if missing:
+        announce()
         model, variables, _ = inference.from_workdir(folder)
         for split in missing:
             score = tasks.of(model.network).final_scores
@@ -84,6 +87,11 @@ def _training(folder):
         'images_per_second': rate,
         'minutes': each and steps * each,
         'curve': curve,
+        'affinity': [
+            {'step': r['step'], **{k.removeprefix('diag/'): r[k] for k in r if k[:5] == 'diag/'}}
+            for r in records
+            if any(k[:5] == 'diag/' for k in r)
+        ],
         'sr': measured if measured['psnr'] is not None else None,
     }
 

@@ -24,11 +24,14 @@ import jax
 import numpy as np
 
 from dsrl_jax import config as configs
-from dsrl_jax import data, experiment, export, inference, rungs
+from dsrl_jax import data, diagnostics, experiment, export, inference, rungs
 from dsrl_jax.circumstances import commit
 from dsrl_jax.errors import UserError
 from dsrl_jax.resident import DISPATCH
 from dsrl_jax.rungs import ARMS, FOLDS, GRID, RUNGS, SCOUTS
+
+# Where it is asked why an arm is better or worse: affinities, and gradients of FA and CE.
+_DIAGNOSED = ('recommended', *SCOUTS)
 
 
 class Ladder(NamedTuple):
@@ -97,7 +100,8 @@ def freeze(ladder: Ladder) -> dict:
             for (lr, decay), values in points.items()
         ]
         best = max(table, key=lambda row: row['mean'])
-        chosen[name] = {'lr': best['lr'], 'decay': best['decay'], 'table': table}
+        frozen = {'lr': best['lr'], 'decay': best['decay'], 'seeds': ladder.scouts}
+        chosen[name] = {**frozen, 'table': table}
     path.write_text(json.dumps(chosen, indent=1) + '\n')
     home = ladder.home / 'select'
     done = [file.parent.relative_to(home) for file in sorted(home.rglob(experiment.RESULT))]
@@ -141,16 +145,18 @@ def plan_final(ladder: Ladder) -> Iterator[Run]:
 def run_all(ladder: Ladder, plan: Iterable[Run], share=(0, 1)) -> bool:
     """Do what is missing of a plan, printing runs an hour; False where SIGTERM stopped it.
 
-    `share` = (i, n): each n-th rung from the i-th. UserError where the test score of a run was
-    read for another configuration, or where the folder is that of another ladder.
+    `share` = (i, n): each n-th rung from the i-th, of fewer than n rungs each n-th seed of them.
+    UserError where the test score of a run was read for another configuration, or where the folder
+    is that of another ladder.
     """
     _share_programs(ladder.workdir)
     _check_settings(ladder)
     runs = list(plan)
-    names = list(dict.fromkeys(run.rung for run in runs))
-    # Programs are compiled once a rung: a share takes whole rungs.
-    mine = set(names[share[0] :: share[1]])
-    runs = [run for run in runs if run.rung in mine]
+    # Programs are compiled once a rung: a share takes whole rungs where there are enough.
+    few = len({run.rung for run in runs}) < share[1]
+    parts = list(dict.fromkeys((run.rung, run.seed if few else None) for run in runs))
+    mine = set(parts[share[0] :: share[1]])
+    runs = [run for run in runs if (run.rung, run.seed if few else None) in mine]
     began, done = time.monotonic(), 0
     for number, run in enumerate(runs, 1):
         folder = ladder.home / run.folder
@@ -158,9 +164,8 @@ def run_all(ladder: Ladder, plan: Iterable[Run], share=(0, 1)) -> bool:
             continue
         print(f'\n[{number}/{len(runs)}] {run.folder}', flush=True)
         config = configuration(ladder, run)
-        if run.fold is None:
-            _log_read(ladder, run, config)
-        result = experiment.run(config, folder, run.splits)
+        announce = _test_reading(ladder, run, config) if run.fold is None else lambda: None
+        result = experiment.run(config, folder, run.splits, announce)
         if result is None:
             return False
         done += 1
@@ -203,6 +208,8 @@ def configuration(ladder: Ladder, run: Run):
     config.fa.ramp = round(ARMS[run.rung].ramp * config.steps)
     every = max(1, round(config.steps / (10 * unit))) * unit
     config.eval.every = config.checkpoint.every = every
+    if run.fold is not None and run.rung in _DIAGNOSED and diagnostics.measurable(config):
+        config.log.affinity = every
     config.lock()
     return config
 
@@ -252,8 +259,8 @@ def _export(folder) -> pathlib.Path:
     return target
 
 
-def _log_read(ladder, run, config):
-    """Write down that the test split is about to be read; refuse a second configuration."""
+def _test_reading(ladder, run, config):
+    """What writes down that the test split is read; UserError for a second configuration."""
     path = ladder.home / 'test_reads.jsonl'
     settings = configs.to_dict(config)
     frozen = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -266,10 +273,14 @@ def _log_read(ladder, run, config):
                 f'this one, {frozen}: the test split is read once for a frozen configuration',
                 'report that result; a new question needs a new folder and says so.',
             )
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-    line = {'date': now, 'rung': run.rung, 'seed': run.seed, 'config': frozen}
-    with path.open('a') as file:
-        file.write(json.dumps({**line, 'commit': commit()}) + '\n')
+
+    def write():
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+        line = {'date': now, 'rung': run.rung, 'seed': run.seed, 'config': frozen}
+        with path.open('a') as file:
+            file.write(json.dumps({**line, 'commit': commit()}) + '\n')
+
+    return write
 
 
 def _check_settings(ladder):

@@ -26,6 +26,7 @@ from dsrl_jax import (
     paper_command,
     roofline,
     rungs,
+    statistics,
     timing,
     workload,
 )
@@ -86,7 +87,7 @@ def flags(parser) -> None:
         '--jobs',
         type=int,
         default=_LADDER['jobs'],
-        help='processes that share the device, a rung each',
+        help='processes that share the device, a rung each, of few rungs a seed each',
     )
     add(
         '--share',
@@ -131,8 +132,10 @@ def main(args) -> int:
     if not args.final:
         chosen = ladder.freeze(plan)
         differences = contrasts.on_folds(chosen)
-        print(_selection(chosen, differences))
-        print(json.dumps({'selected': chosen, 'differences': differences}), flush=True)
+        macs = {name: rungs.macs(ladder.protocol(plan, name)) for name in ('reference', *chosen)}
+        print(_selection(chosen, differences, macs))
+        found = {'selected': chosen, 'differences': differences, 'macs': macs}
+        print(json.dumps(found), flush=True)
         return 0
     folder = pathlib.Path(args.output) if args.output else plan.home / 'report'
     print(json.dumps(_report(plan, folder, args.reach)), flush=True)
@@ -148,6 +151,9 @@ def _ladder(args) -> Ladder:
         value = getattr(args, flag)
         if value is not None and not value > 0:
             raise UserError(f'--{flag}', str(value), 'a number above 0', 'correct it.')
+    if args.seeds > statistics.MOST_SEEDS:
+        expected = f'at most {statistics.MOST_SEEDS}, of which p is exact'
+        raise UserError('--seeds', str(args.seeds), expected, 'correct it.')
     if args.tiny and args.dataset != 'synthetic':
         raise UserError('--tiny', args.dataset, '--dataset=synthetic', 'choose one of the two.')
     lookup({n: n for n in configs.CHOICES['scale']}, args.scale, '--scale')
@@ -206,7 +212,8 @@ def _side_by_side(args, plan) -> bool:
     for names in (waves, [name for name in plan.names if name not in waves]):
         if not names:
             continue
-        count = min(args.jobs, len(names))
+        seeds = plan.seeds if args.final else plan.scouts
+        count = min(args.jobs, len(names) * seeds)
         environment = dict(os.environ)
         environment.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', f'{0.9 / count:.3f}')
         given = [f'--{name}={value}' for name, value in _given(args).items()]
@@ -296,24 +303,33 @@ def _latency(plan, name, config) -> dict:
             dsrl=model.dsrl if model.dsrl in ('none', 'sssr') else 'sssr',
             head=config.sssr.head if model.dsrl != 'none' else None,
             scale=config.scale,
-            dtype=plan.dtype,
+            dtype='float32' if jax.default_backend() == 'cpu' else plan.dtype,
             kind='deploy',
             options=options,
         )
-        call = workload.caller(work, workload.compile_program(work))
+        compiled = workload.as_graph(work, workload.compile_program(work))
+        call = workload.caller(work, compiled)
         found = timing.latency(call, jax.block_until_ready, seconds=1.0)
         kept.setdefault(name, {})[device] = 1e3 * found.median
         path.write_text(json.dumps(kept, indent=1) + '\n')
     return kept[name]
 
 
-def _selection(chosen, differences) -> str:
+def _selection(chosen, differences, macs) -> str:
+    """What was chosen for each arm, what a prediction costs, and every difference."""
     lines = ['selected on the held-out folds (mean mIoU over folds and seeds):']
     for name, row in chosen.items():
         tried = ', '.join(f'{p["lr"]:g}/{p["decay"]:g} {p["mean"]:.2f}' for p in row['table'])
-        lines.append(f'  {name:<13} lr {row["lr"]:g}, decay {row["decay"]:g}   ({tried})')
-        if name in differences:
-            d = differences[name]
-            between = f' ({d["low"]:+.2f} to {d["high"]:+.2f})' if d['low'] is not None else ''
-            lines[-1] += f'   {d["mean"]:+.2f}{between} against {d["against"]}'
+        more = 100 * (macs[name] / macs['reference'] - 1)
+        lines.append(
+            f'  {name:<17} lr {row["lr"]:g}, decay {row["decay"]:g}   ({tried})   '
+            f'{macs[name] / 1e6:.1f} M multiply-adds, {more:+.1f} % of reference'
+        )
+    lines += ['differences of mIoU (95 % over seeds, each the mean of its folds; run by run):']
+    for name, d in differences.items():
+        between = 'one seed'
+        if d['low'] is not None:
+            between = f'{d["low"]:+.2f} to {d["high"]:+.2f}, p {d["p"]:.3f}'
+        runs = ' '.join(f'{point:+.2f}' for point in d['points'])
+        lines.append(f'  {name:<31} {d["mean"]:+.2f} ({between})   {runs}')
     return '\n'.join(lines)

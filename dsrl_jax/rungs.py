@@ -144,6 +144,11 @@ SCOUTS = {
         {**_RECOMMENDED, 'sisr.skip': False},
         prediction='Above, with a worse PSNR: the deep encoder has to carry what is drawn.',
     ),
+    'sisr_no_norm': Rung(
+        'no batch norm in the SISR branch',
+        {**_RECOMMENDED, 'sisr.norm': False},
+        prediction='Below: without norms the branch learns late, and till then is noise.',
+    ),
     'branches_lr_tenth': Rung(
         'a tenth of the learning rate in the new branches',
         {**_RECOMMENDED, 'optimizer.lr_groups': ((_NEW_BRANCHES, 0.1),)},
@@ -179,6 +184,13 @@ CONTRASTS = {
     'full - reference': ('full', 'reference'),
     'full - matched cost': ('full', 'matched'),
 }
+# Asked beside these, of the final runs and of the folds; no part of their correction.
+BESIDE = (
+    ('recommended', 'reference'),
+    ('full', 'shuffled'),
+    ('recommended', 'distilled'),
+    ('guide_teacher', 'distilled'),
+)
 
 # Tuned alike for every rung: each pair is tried on every fold.
 # A short run at a laptop's size was 6 points better at 0.1 than at 0.01.

@@ -49,7 +49,7 @@ def folder(tmp_path):
 def camvid(tmp_path):
     """A sound CamVid with lists, two images a split."""
     root = tmp_path / 'camvid'
-    for split in ('train', 'test'):
+    for split in ('train', 'val'):
         for name in 'ab':
             save(root / split / f'{name}.png', image())
             save(root / f'{split}annot' / f'{name}.png', label() % 12)

@@ -24,7 +24,7 @@ def test_full_frames_train_and_are_scored_at_their_own_size(real_data, tmp_path,
     """One step on four frames, one evaluation of four, of the real ones."""
     whole, root = real_data / 'camvid_fullres', tmp_path / 'camvid'
     root.mkdir()
-    for split in ('train', 'test'):
+    for split in ('train', 'val'):
         lines = (whole / f'{split}.txt').read_text().splitlines()[:4]
         (root / f'{split}.txt').write_text('\n'.join(lines) + '\n')
         for folder in (split, f'{split}annot'):
@@ -34,10 +34,10 @@ def test_full_frames_train_and_are_scored_at_their_own_size(real_data, tmp_path,
     words += ['--config.data.batch_size=4', '--config.data.eval_batch_size=4']
     words += ['--config.data.workers=0', '--config.steps=1', '--config.epochs=0.0']
     assert cli.main(['train', *words, f'--workdir={tmp_path / "run"}']) == 0
-    assert '4 images of test' in capsys.readouterr().out
-    source = data.build(config(root, 'camvid'), 'test')
+    assert '4 images of val' in capsys.readouterr().out
+    source = data.build(config(root, 'camvid'), 'val')
     labels = [source[index]['label'] for index in range(4)]
     assert {label.shape for label in labels} == {(720, 960)}
-    scores = json.loads((tmp_path / 'run/eval_test/scores.json').read_text())
+    scores = json.loads((tmp_path / 'run/eval_val/scores.json').read_text())
     right = scores['pixel_accuracy'] * sum((label < 255).sum() for label in labels)
     assert right == pytest.approx(round(right), abs=1e-6)  # whole pixels of the original labels

@@ -126,24 +126,34 @@ def test_a_contrast_without_its_other_arm_is_left_out(tmp_path):
     assert 'No contrast' in report.markdown(summary, 'one arm')
 
 
-def chosen(*tables):
-    return {'table': [{'mean': float(np.mean(runs)), 'runs': runs} for runs in tables]}
+def chosen(*tables, seeds=2):
+    return {
+        'seeds': seeds,
+        'table': [{'mean': float(np.mean(runs)), 'runs': runs} for runs in tables],
+    }
 
 
 def test_arms_of_a_selection_are_compared_run_by_run_at_their_best():
-    found = contrasts.on_folds(
-        {
-            'reference': chosen([20.0, 30.0], [21.0, 31.0]),
-            'recommended': chosen([22.0, 34.0], [1.0, 2.0]),
-            'stop_gradient': chosen([22.5, 34.5]),
-            'full': chosen([20.0]),  # another number of runs
-        }
-    )
-    assert set(found) == {'recommended', 'stop_gradient'}
-    assert found['recommended']['against'] == 'reference'
-    assert found['recommended']['points'] == [1.0, 3.0] and found['recommended']['mean'] == 2.0
-    assert found['recommended']['low'] < 0 < found['recommended']['high']
-    assert found['stop_gradient']['against'] == 'recommended'
-    assert found['stop_gradient']['low'] == found['stop_gradient']['high'] == 0.5
-    many = contrasts.on_folds({n: chosen([1.0] * 21) for n in ('reference', 'recommended')})
-    assert (many['recommended']['mean'], many['recommended']['low']) == (0.0, None)
+    arms = {
+        'reference': chosen([20.0, 30.0, 40.0, 50.0], [21.0, 31.0, 40.0, 50.0]),
+        'recommended': chosen([22.0, 34.0, 41.0, 51.0], [1.0, 2.0, 3.0, 4.0]),
+        'stop_gradient': chosen([22.5, 34.5, 41.5, 51.5]),
+        'guide_teacher': chosen([20.0]),  # another number of runs
+        'distilled': chosen([22.0, 34.0, 41.0, 50.0]),
+    }
+    found = contrasts.on_folds(arms)
+    assert set(found) == {
+        *('recommended - reference', 'stop_gradient - recommended', 'distilled - reference'),
+        'recommended - distilled',
+    }
+    first = found['recommended - reference']
+    assert first['points'] == [1.0, 3.0, 1.0, 1.0] and first['mean'] == 1.5
+    # Two folds of two seeds: 1 and 2 of the seeds.
+    want = statistics.paired([1.0, 2.0])
+    assert (first['low'], first['high'], first['p']) == (want.low, want.high, want.p)
+    assert found['stop_gradient - recommended']['low'] == 0.5
+    single = {name: {**row, 'seeds': 1} for name, row in arms.items()}
+    one = contrasts.on_folds(single)['recommended - reference']
+    assert one['mean'] == 1.5 and one['low'] is one['p'] is None
+    many = {n: chosen([1.0] * 21, seeds=21) for n in ('reference', 'recommended')}
+    assert contrasts.on_folds(many)['recommended - reference']['low'] is None

@@ -1,12 +1,24 @@
 """A ladder of small runs: selection, freezing, one reading of the test split, going on."""
 
+import contextlib
 import json
 import shutil
 
 import jax
+import numpy as np
 import pytest
 
-from dsrl_jax import cli, experiment, ladder
+from dsrl_jax import (
+    cli,
+    data,
+    experiment,
+    inference,
+    ladder,
+    parallel,
+    resident,
+    state,
+    tasks,
+)
 from dsrl_jax.errors import UserError
 from dsrl_jax.ladder import Ladder
 from dsrl_jax.rungs import GRID
@@ -70,12 +82,33 @@ def test_every_run_of_the_selection_is_a_line(plan, done):
         assert [100 * row['scores']['val']['miou']] == frozen[row['rung']]['table'][0]['runs']
 
 
-def test_arms_of_a_seed_start_alike_and_seeds_differ(plan, done):
-    """The shared network of reference and full begins from the same numbers."""
-    settings = [done[name][0]['config'] for name in ('reference', 'full')]
-    assert settings[0]['seed'] == settings[1]['seed']
-    curves = [done['reference'][seed]['curve'] for seed in (0, 1)]
-    assert [p['miou'] for p in curves[0]] != [p['miou'] for p in curves[1]]
+def test_arms_of_a_seed_begin_with_the_same_network_and_see_the_same_images(tmp_path):
+    """The initial numbers of the shared network and the first batches, read and held in memory."""
+    names = ('reference', 'full', 'recommended', 'shuffled')
+    tiny = {'net': 'toy_network:Toy', 'tiny': True, 'seeds': 2, 'scouts': 2}
+    begun = {}
+    for run in ladder.plan_select(Ladder(tmp_path, 'synthetic', names=names, **tiny)):
+        config = ladder.configuration(Ladder(tmp_path, 'synthetic', **tiny), run)
+        source = data.build(config.data, config.data.train_split)
+        network = inference.build_network(config, len(source.classes))
+        key = jax.random.key(config.seed, impl='rbg')  # as initial_state draws it
+        small = inference.input_size(config, config.data.size)
+        params = state.init_variables(network, small, key)['params']['network']
+        mesh = parallel.make_mesh()
+        where = {'start': 0, 'process_index': 0, 'process_count': 1}
+        batches = tasks.of(source).train_batches(
+            source, config, seed=config.seed, batch_size=config.data.batch_size, **where
+        )
+        with contextlib.closing(batches):
+            seen = [jax.tree.map(np.array, next(batches)) for _ in range(2)]
+        held = resident.place(source, mesh, False)
+        drawn = jax.jit(resident.make_batch(held, config, mesh))(held, 1, config.seed)
+        begun[run.rung, run.seed] = jax.tree.map(np.asarray, (params, seen, drawn))
+    for (_, seed), mine in begun.items():
+        jax.tree.map(np.testing.assert_array_equal, mine, begun['reference', seed])
+    for mine, other in zip(begun['reference', 0], begun['reference', 1]):
+        leaves = zip(jax.tree.leaves(mine), jax.tree.leaves(other))
+        assert any((a != b).any() for a, b in leaves), 'seeds differ'
 
 
 def test_equal_time_trains_as_long_as_full(done):
@@ -161,6 +194,7 @@ def test_the_command_writes_tables_and_a_plot(plan, done, capsys):
         (['--dataset=cityscape'], 'camvid'),
         (['--tiny'], '--dataset=synthetic'),
         (['--seeds=0'], 'a number above 0'),
+        (['--seeds=21'], 'at most 20'),
         (['--grid=0.1'], 'as 0.1/0.0005'),
         (['--grid=0.1/0,nan/0.1'], "found 'nan/0.1'"),
         (['--view=192'], 'HEIGHTxWIDTH'),

@@ -73,6 +73,21 @@ def test_learning_rates_change_in_the_new_branches_alone(name):
         assert set(jax.tree.leaves(tree)) == {1.0 if branch == 'network' else wanted}, branch
 
 
+def test_a_branch_without_norms_has_biases_instead():
+    config = protocol('synthetic', 'sisr_no_norm', 'toy_network:Toy', tiny=True)
+    variables = inference.abstract_variables(inference.build_network(config, 11), config)
+    assert 'sisr' not in variables['batch_stats'] and 'network' in variables['batch_stats']
+    blocks = {n: b['conv'] for n, b in variables['params']['sisr'].items() if 'conv' in b}
+    assert {'reduce', 'trunk'} <= set(blocks) and all('bias' in conv for conv in blocks.values())
+
+
+def test_scouts_measure_the_affinities_and_rungs_do_not(tmp_path):
+    names = ('stop_gradient', 'no_fa', 'recommended', 'full')
+    plan = Ladder(tmp_path, 'synthetic', net='toy_network:Toy', names=names, tiny=True)
+    found = {r.rung: ladder.configuration(plan, r).log.affinity for r in ladder.plan_select(plan)}
+    assert {name for name, every in found.items() if every} == {'stop_gradient', 'recommended'}
+
+
 def test_the_ramp_is_a_fifth_of_the_run(tmp_path):
     plan = Ladder(tmp_path, 'synthetic', net='toy_network:Toy', names=('ramp', 'reference'))
     for run in ladder.plan_select(plan):
@@ -120,13 +135,15 @@ def test_scouts_are_selected_compared_and_never_read_test(tmp_path, capsys, monk
     command += ['--rungs=recommended,stop_gradient']
     assert cli.main(command) == 0
     out = capsys.readouterr().out
-    assert 'against recommended' in out
+    assert 'stop_gradient - recommended' in out and '+0.0 % of reference' in out
     home = tmp_path / 'labelled0.25'
     assert set(json.loads((home / 'selected.json').read_text())) == {'recommended', 'stop_gradient'}
     results = list(home.glob('select/*/*/fold1/seed0/result.json'))
     assert len(results) == 2
     for path in results:
-        assert json.loads(path.read_text())['config']['data']['labelled'] == 0.25
+        result = json.loads(path.read_text())
+        assert result['config']['data']['labelled'] == 0.25
+        assert {'cosine_fa_ce', 'affinity_sr_std'} <= set(result['affinity'][-1])
     assert cli.main([*command, '--final']) == 2
     assert 'scouting arms are judged on the folds' in capsys.readouterr().err
     assert not (home / 'test_reads.jsonl').exists() and not (tmp_path / 'selected.json').exists()

@@ -40,7 +40,7 @@ def wrap(
     compares.  `high` (default: that map) feeds the SISR branch, `low` (default: none) is its skip,
     `resize` (default: half_pixel) says how scores reach the input size.  `stride`: legal heights
     and widths of the input are multiples of it (default: the module's own `multiple`).
-    `sssr` holds head and width, `sisr` activation, skip and trunk (heads.sssr, heads.SISR),
+    `sssr` holds head and width, `sisr` activation, skip, trunk, norm (heads.sssr, heads.SISR),
     `transform` grid: 0, the transform reads the map as it is; else averaged to input/grid first;
     and always: there is one in every mode, for a guide of the affinity loss that is not SISR.
     Raises UserError for an unknown mode, scale or option, or a module without a multiple.
@@ -61,7 +61,7 @@ def wrap(
         expected = 'a call (image, train=False)'
         raise UserError('wrap', f'{type(module).__name__} without train', expected, 'add it.')
     sssr = _known(sssr, ('head', 'width'), 'sssr')
-    sisr = _known(sisr, ('activation', 'skip', 'trunk'), 'sisr')
+    sisr = _known(sisr, ('activation', 'skip', 'trunk', 'norm'), 'sisr')
     transform = _known(transform, ('grid', 'always'), 'transform')
     has_transform |= transform.get('always', False)
     return DSRL(

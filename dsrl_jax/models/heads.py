@@ -3,6 +3,7 @@
 Sizes come from the maps themselves, so the same modules serve every network and every scale s.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -186,6 +187,7 @@ class SISR(nn.Module):
     activation: str = 'tanh'
     skip: bool = True
     trunk: int = 64
+    norm: bool = True  # batch norms in the decoder; else biases
     style: Style = Style()
 
     @nn.compact
@@ -219,7 +221,8 @@ class SISR(nn.Module):
         return depth_to_space(x, self.scale), feature
 
     def _block(self, features, kernel_size, name):
-        return ConvNorm(features, kernel_size, activation='relu', style=self.style, name=name)
+        style = self.style if self.norm else dataclasses.replace(self.style, folded=True)
+        return ConvNorm(features, kernel_size, activation='relu', style=style, name=name)
 
     def _conv(self, features, kernel_size, name):
         return Conv(
