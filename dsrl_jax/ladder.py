@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -255,7 +256,12 @@ def _export(folder) -> pathlib.Path:
     if not target.is_dir():
         model, variables, step = inference.from_workdir(folder)
         about = {'step': step, 'source': f'{folder}, step {step}'}
-        export.export(model, variables, target, formats=('params',), **about)
+        own = folder / f'model.{os.getpid()}'
+        export.export(model, variables, own, formats=('params',), **about)
+        try:
+            own.rename(target)
+        except OSError:  # a process beside this one was first
+            shutil.rmtree(own)
     return target
 
 

@@ -37,6 +37,7 @@ def run(args) -> dict | None:
     config = configuration(args)
     folder = pathlib.Path(args.output) if args.output else pathlib.Path(args.workdir) / 'report'
     if args.what in (*TABLES, 'figure1'):
+        paper_runs.check_net(args.what, args.net)
         path = paper_runs.run(args.what, config, args.workdir, args.tiny, (args.split,))
     else:
         paper_runs.check(args.what, config, args.split)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from dsrl_jax import config as configs
 from dsrl_jax import costs, data, experiment, inference, models, paper_figures, tasks
-from dsrl_jax.errors import UserError, lookup
+from dsrl_jax.errors import UserError, lookup, one_of
 from dsrl_jax.models import hrnet
 from dsrl_jax.models.dsrl import inference_variables
 from dsrl_jax.paper_tables import TABLES, Row, Table
@@ -42,6 +42,15 @@ def check(name: str, config, split: str) -> None:
     tasks.check_network(inference.build_network(config, 2), source, config)
 
 
+def check_net(name: str, net: str | None) -> None:
+    """Raise UserError for a network that no row of a table of several has."""
+    table = TABLES[_table_of(name)]
+    nets = dict.fromkeys(row.count.net for row in table.rows)
+    if net and not table.net and net not in nets:
+        remedy = 'leave it out: every row has its own.'
+        raise UserError('--net', f'{net!r} with {name}', one_of(nets), remedy)
+
+
 def run(name: str, config, output, tiny: bool = False, splits=('val',)) -> pathlib.Path:
     """Train and score the rows of `name` (table1 ... table5, figure1); the path of what it wrote.
 
@@ -51,7 +60,7 @@ def run(name: str, config, output, tiny: bool = False, splits=('val',)) -> pathl
     and counted.
     """
     output = pathlib.Path(output)
-    table = 'table2' if name == 'figure1' else name
+    table = _table_of(name)
     rows = lookup(TABLES, table, 'dsrl reproduce').rows
     check(table, config, splits[0])
     record = describe(table, config, tiny, splits)
@@ -67,6 +76,11 @@ def run(name: str, config, output, tiny: bool = False, splits=('val',)) -> pathl
         line['ours'] |= kept(result, splits, record['task'])
         path = paper.write(record, output)
     return paper.plot_cost(record, output / 'figure1.png') if name == 'figure1' else path
+
+
+def _table_of(name):
+    """The table that a table or figure is made of."""
+    return 'table2' if name == 'figure1' else name
 
 
 def pair(config, output, split: str = 'val') -> dict[str, pathlib.Path] | None:

@@ -7,7 +7,7 @@ import jax
 import pytest
 from toy_network import Toy
 
-from dsrl_jax import cli, inference, ladder, optimizer, reproduce, rungs
+from dsrl_jax import cli, experiment, inference, ladder, optimizer, rungs
 from dsrl_jax import config as configs
 from dsrl_jax.errors import UserError
 from dsrl_jax.ladder import Ladder
@@ -164,14 +164,52 @@ def test_a_wrong_flag_is_one_line(flag, message, tmp_path, capsys):
     assert message in error and len(error.splitlines()) == 1
 
 
-def test_processes_side_by_side_get_share_and_scale():
-    class Args:
-        labelled, scale = 0.25, 4
+@pytest.mark.slow
+def test_processes_side_by_side_do_controls_and_taught_arms(tmp_path, monkeypatch, capfd):
+    """Teachers first, then what they teach; every flag reaches the processes."""
+    monkeypatch.setenv('PYTHONPATH', str(pathlib.Path(__file__).parent))
+    names = ['ceiling', 'shuffled', 'distilled', 'guide_both']
+    flags = '--dataset=synthetic --tiny --net=toy_network:Toy --scouts=1 --labelled=0.5 --jobs=2'
+    command = ['reproduce', 'ladder', *flags.split(), f'--rungs={",".join(names)}']
+    assert cli.main([*command, f'--workdir={tmp_path}']) == 0
+    out = capfd.readouterr().out
+    found = json.loads(out.splitlines()[-1])
+    assert set(found['selected']) == set(names) == set(found['macs']) - {'reference'}
+    home = tmp_path / 'labelled0.5/select'
+    for name in names:
+        (path,) = (home / name).glob('*/fold1/seed0/result.json')
+        teacher = json.loads(path.read_text())['config']['kd']['teacher']
+        taught = name in ('distilled', 'guide_both')
+        assert teacher == (str(next((home / 'ceiling').rglob('model'))) if taught else '')
 
-        def __getattr__(self, name):
-            return None
 
-    assert {'labelled': 0.25, 'scale': 4}.items() <= reproduce._given(Args()).items()
+def test_many_processes_share_the_seeds_of_few_rungs(tmp_path, monkeypatch):
+    done = []
+
+    def note(config, folder, *_):
+        done.append(str(pathlib.Path(folder).relative_to(tmp_path)))
+        return {'scores': {}}
+
+    monkeypatch.setattr(experiment, 'run', note)
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', jax.config.jax_compilation_cache_dir or '')
+    plan = Ladder(tmp_path, 'synthetic', net='toy_network:Toy', names=('reference', 'full'))
+    plan = plan._replace(tiny=True, scouts=3)
+    shares = []
+    for i in range(4):
+        assert ladder.run_all(plan, ladder.plan_select(plan), (i, 4))
+        shares.append(set(done))
+        done.clear()
+    assert sorted(map(len, shares)) == [1, 1, 2, 2] and len(set.union(*shares)) == 6
+    assert ladder.run_all(plan, ladder.plan_select(plan), (0, 2))
+    assert {name.split('/')[1] for name in done} == {'reference'}
+
+
+def test_a_stopped_ladder_says_so_by_its_exit_code(tmp_path, monkeypatch):
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', jax.config.jax_compilation_cache_dir or '')
+    monkeypatch.setattr(experiment, 'run', lambda *_: None)  # as SIGTERM ends it
+    flags = '--dataset=synthetic --tiny --net=toy_network:Toy --rungs=reference --scouts=1'
+    assert cli.main(['reproduce', 'ladder', *flags.split(), f'--workdir={tmp_path}']) == 143
+    assert not (tmp_path / 'selected.json').exists()
 
 
 def test_a_name_is_an_arm_once():

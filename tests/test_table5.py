@@ -229,6 +229,7 @@ STICKS = ['--config=coco:tiny,net=test_table5:Toy', '--config.data.name=stick_fi
         (['figure1', *STICKS], ['stick_figures', 'not for segmentation', 'table2']),
         (['figure6', *STICKS], ['stick_figures', 'not for segmentation', 'figure6']),
         (['table5', '--dataset=camvid'], ['--dataset', "'camvid'", 'coco']),
+        (['table2', '--tiny', '--net=enet'], ['--net', "'enet' with table2", 'every row']),
         (['table1', '--dataset=coco'], ['--dataset', "'coco'", 'camvid, synthetic']),
         (['table5', '--tiny', '--net=espnetv2'], ['espnetv2, for segmentation', 'for pose']),
     ],
