@@ -117,6 +117,8 @@ print(json.dumps(tool.measure(Workload(
     assert 0.9 * GBYTES < found['gbytes'] <= GBYTES
     assert 0.9 * KERNELS < found['kernels'] <= KERNELS
     assert 0.9 * TEMPORARIES < found['temporaries'] <= TEMPORARIES
+    # Scores of the head at full size never leave the chip in float32.
+    assert not any('f32[8,1024,2048,19]' in k['shape'] for k in found['each'])
     # cuDNN fills channels up to multiples of 8 by copies of its own; for colours it has kernels.
     convolutions = [k for k in found['each'] if k['kind'].startswith('__cudnn$conv')]
     assert len(convolutions) > 100

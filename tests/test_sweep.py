@@ -1,6 +1,7 @@
 """launch/sweep.py: what a configuration's sweep() asks for is printed, handed over, or refused."""
 
 import json
+import pathlib
 import shlex
 import sys
 
@@ -75,3 +76,14 @@ def test_a_sweep_with_a_mistake_is_refused_before_anything_starts(tmp_path, body
     with pytest.raises(UserError) as caught:
         sweep.main([f'--config={path}', f'--workdir={tmp_path}', '--run'])
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_no_shipped_configuration_is_chosen_or_drawn_on_the_test_split():
+    folder = pathlib.Path(cli.__file__).resolve().parent.parent / 'configs'
+    for path in sorted(folder.glob('*.py')):
+        spec = config.load(path.stem)
+        assert 'test' not in spec.data.eval_split.split('+'), path.name
+        if 'def sweep(' in path.read_text():
+            for fields in sweep.runs(path.stem).values():
+                assert fields['data.eval_split'].startswith('fold')
+                assert fields['data.train_split'] == fields['data.eval_split'][:5] + '_train'
