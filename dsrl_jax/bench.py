@@ -74,10 +74,6 @@ def main(args) -> int:
     program = None
     if args.peer is not None:
         lookup(dict.fromkeys(PEERS), args.peer, '--peer')
-        if work.train and workload.task_of(work) == 'pose':
-            expected = 'a network of class scores: the peers have no loss of heatmaps'
-            remedy = 'leave --train or --peer out.'
-            raise UserError(f'--peer={args.peer} --train', work.net, expected, remedy)
         program = peer.find()
     found = {**work._asdict(), **circumstances()}
     print(speed.title(found), flush=True)

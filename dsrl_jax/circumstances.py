@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import os
 import pathlib
 import platform
 import subprocess
@@ -14,11 +15,12 @@ _LIBRARIES = ('jax', 'jaxlib', 'flax')
 
 
 def circumstances() -> dict:
-    """Commit, device, platform, versions, and date in UTC to the second."""
+    """Commit, device, platform, whether huge pages were asked for, versions, date in UTC."""
     return {
         'commit': commit(),
         'device': roofline.device_name(),
         'platform': jax.default_backend(),
+        'huge_pages': 'hugetlb=' in os.environ.get('GLIBC_TUNABLES', ''),
         'versions': {
             'dsrl_jax': __version__,
             **{name: importlib.metadata.version(name) for name in _LIBRARIES},

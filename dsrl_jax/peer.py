@@ -25,7 +25,9 @@ from dsrl_jax.errors import UserError
 from dsrl_jax.workload import Workload
 
 _OUTPUTS = ('out', 'err')  # files: a pipe that nobody reads would stop the process
-TOLERANCE = 1e-3  # of the scores' standard deviation, float32 on a small image
+# Of the scores' standard deviation, and of a term of the loss; float32 on a small image.
+TOLERANCE = 1e-3
+TOLERANCES = {'heatmap': 1e-4}  # targets drawn a pixel aside change it by 2e-4
 VARIANTS = (
     {'mode': 'eager', 'memory_format': 'contiguous'},
     {'mode': 'eager', 'memory_format': 'channels_last'},
@@ -54,6 +56,7 @@ def find() -> pathlib.Path:
 def check(path: pathlib.Path, work: Workload) -> dict:
     """The torch version, and how far its scores lie from ours with the same weights, in std.
 
+    And of a training step the `terms` of its loss, {name: relative difference}.
     UserError where there is no peer of this network, or it is not equal: then nothing is timed.
     """
     found = answer(_ask(path, {'task': 'check', 'work': work._asdict()}))
@@ -62,6 +65,12 @@ def check(path: pathlib.Path, work: Workload) -> dict:
     if 'failed' in found:
         remedy = 'mend the peer, or leave --peer out.'
         raise UserError('--peer=torch', found['failed'], f'scores of {work.net}', remedy)
+    require_equal(found)
+    return found
+
+
+def require_equal(found: dict) -> None:
+    """UserError where a difference that `check` found is too large, or is no number."""
     if not found['difference'] <= TOLERANCE:
         raise UserError(
             '--peer=torch',
@@ -69,7 +78,15 @@ def check(path: pathlib.Path, work: Workload) -> dict:
             f'at most {TOLERANCE:g}',
             'mend the peer before it is timed.',
         )
-    return found
+    for term, difference in found.get('terms', {}).items():
+        tolerance = TOLERANCES.get(term, TOLERANCE)
+        if not difference <= tolerance:
+            raise UserError(
+                '--peer=torch',
+                f'a loss whose term {term} differs from ours by {difference:.2g} of it',
+                f'at most {tolerance:g}',
+                'mend the peer before it is timed.',
+            )
 
 
 class Running(NamedTuple):

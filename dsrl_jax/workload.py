@@ -100,11 +100,6 @@ def check(work: Workload) -> None:
     inference.abstract_variables(network, configuration(work))
 
 
-def task_of(work: Workload) -> str:
-    """What its network is for: 'segmentation' or 'pose'."""
-    return _network(work).task
-
-
 def program(work: Workload) -> Program:
     """The jitted training step or prediction of a workload."""
     return _training(work) if work.train else _prediction(work)

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import json
+import math
 import sys
 import time
 
@@ -14,6 +15,7 @@ from jax.profiler import ProfileData
 from refusals import refused
 
 from dsrl_jax import bench, cli, costs, peer, profiling, timing, turns, workload
+from dsrl_jax.errors import UserError
 from dsrl_jax.workload import Workload
 
 TOY = (
@@ -136,7 +138,6 @@ def test_deploy_predicts_the_same_classes():
         (['--latency=1,0'], ['--latency', '1,0']),
         (['--peer=caffe'], ['--peer', 'torch']),
         (['--net=espnetv3'], ['espnetv2']),
-        (['--net=hrnet_w32', '--train', '--peer=torch'], ['--peer', 'heatmaps']),
         (['--width=2.0', '--net=dabnet'], ['width', 'dabnet']),
         (['--peer', 'torch', '--frozen'], ['--frozen']),
     ],
@@ -163,11 +164,27 @@ def test_a_peer_is_equal_before_it_is_timed_and_ended_when_too_long(capsys):
     refused(capsys, [*TOY, '--peer=torch'], 'PyTorch peer', 'toy_network', 'espnetv2')
 
 
-@pytest.mark.parametrize('train', [False, True])
-def test_a_peer_runs_eagerly_when_it_is_its_turn(train, monkeypatch):
+def test_every_term_of_a_training_step_is_equal_before_it_is_timed():
+    pytest.importorskip('torch')
+    options = {'net': 'espnetv2', 'options': {'width': 0.5}}
+    work = WORK._replace(train=True, dsrl='full', **options)
+    found = peer.check(peer.find(), work)['terms']
+    assert set(found) == {'ce', 'mse', 'fa', 'total'} and max(found.values()) < 1e-5
+    for term, wrong in (('fa', 2e-3), ('ce', math.nan), ('heatmap', 2e-4)):
+        with pytest.raises(UserError, match=f'term {term}'):
+            peer.require_equal({'difference': 0.0, 'terms': {**found, term: wrong}})
+    with pytest.raises(UserError, match='scores'):
+        peer.require_equal({'difference': math.nan, 'terms': found})
+
+
+@pytest.mark.parametrize(
+    ('net', 'train'), [('espnetv2', False), ('espnetv2', True), ('hrnet_w32', True)]
+)
+def test_a_peer_runs_eagerly_when_it_is_its_turn(net, train, monkeypatch):
     pytest.importorskip('torch')
     monkeypatch.setenv('OMP_NUM_THREADS', '1')  # more wait for each other on a busy machine
-    work = WORK._replace(net='espnetv2', options={'width': 0.5}, train=train, dsrl='full', batch=1)
+    options = {'width': 0.5} if net == 'espnetv2' else {}
+    work = WORK._replace(net=net, options=options, train=train, dsrl='full', batch=1)
     variant = {'mode': 'eager', 'memory_format': 'channels_last'}
     budget = {'seconds': 0.05, 'repeats': 3, 'steps': 1}
     latency = () if train else (1, 3)

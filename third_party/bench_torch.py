@@ -3,10 +3,11 @@
     python third_party/bench_torch.py '{"task": "check", "work": {...}}'
     python third_party/bench_torch.py '{"task": "time", "work": {...}, "variant": {...}, ...}'
 
-`work` holds the fields of dsrl_jax.workload.Workload.  `check` compares full-size scores with ours
-(which run on the CPU) for the same random weights, in float32; `time` answers the first call's
-seconds, the timings of dsrl_jax.timing and the peak of the device's memory.  What runs is what
-dsrl_jax.workload describes: the step with all losses and SGD from a uint8 batch on the device, or
+`work` holds the fields of dsrl_jax.workload.Workload.  `check` compares full-size scores, and for
+a training step every term of its loss, with ours (which run on the CPU) for the same random
+weights, in float32; `time` answers the first call's seconds, the timings of dsrl_jax.timing and the
+peak of the device's memory.  What runs is what dsrl_jax.workload describes: the step with all
+losses (targets of heatmaps drawn in it) and SGD from a uint8 batch on the device, or
 the float32 input on the device to the class map.  Tuned as one would: cudnn.benchmark, TF32 where
 float32 is asked for, autocast for bfloat16, fused SGD, torch.compile at fixed shapes (CUDA graphs,
 `reduce-overhead`, for predictions).
@@ -19,7 +20,8 @@ import time
 
 import peers
 import torch
-from peers.dsrl import DSRL, inputs, losses, state_dict
+from peers.dsrl import DSRL, cross_entropy, inputs, losses, state_dict
+from peers.heatmaps import heatmap_term
 from peers.layers import enlarge
 
 from dsrl_jax import config as configs
@@ -41,7 +43,9 @@ def main(question: dict) -> dict:
 def check(work: dict) -> dict:
     """Largest difference of the full-size scores of a small image, ours against the peer's, in std.
 
-    Every array is random, statistics of norms too, so that none can be ignored unnoticed.
+    And `terms` of a training step, dropout left out: the relative difference of every term of its
+    loss on a small random batch, from the uint8 view on.  Every array is random, statistics of
+    norms too, so that none can be ignored unnoticed.
     """
     import jax
     import jax.numpy as jnp
@@ -52,13 +56,16 @@ def check(work: dict) -> dict:
     from dsrl_jax.models.dsrl import inference_variables
     from dsrl_jax.workload import Workload, configuration
 
-    model = _model(work, training=False)  # first: there may be no such peer
-    small = Workload(**{**work, 'dtype': 'float32', 'kind': 'exact', 'batch': 2})
+    options = {**work['options'], 'dropout': 0.0}
+    small = {**work, 'dtype': 'float32', 'kind': 'exact', 'batch': 2, 'options': options}
+    model = _model(small, training=work['train'])  # first: there may be no such peer
+    small = Workload(**small)
     config = configuration(small)
     network = inference.build_network(config, small.num_classes)
     unit = network.multiple
     small = small._replace(size=tuple(min(n, unit * math.ceil(96 / unit)) for n in small.size))
-    shapes = inference_variables(inference.abstract_variables(network, config))
+    shapes = inference.abstract_variables(network, config)
+    shapes = shapes if small.train else inference_variables(shapes)
     rng = np.random.default_rng(0)
     variables = jax.tree.map_with_path(lambda path, x: _random(rng, path[-1].key, x.shape), shapes)
     image = rng.normal(size=(small.batch, *small.size, 3)).astype(np.float32)
@@ -71,7 +78,38 @@ def check(work: dict) -> dict:
         outputs = model.to(DEVICE).eval()(torch.from_numpy(image).permute(0, 3, 1, 2).to(DEVICE))
         theirs = peers.logits(outputs, small.view).permute(0, 2, 3, 1).cpu().numpy()
     difference = float(np.abs(ours - theirs).max() / ours.std())
-    return {'difference': difference, 'torch': torch.__version__}
+    found = {'difference': difference, 'torch': torch.__version__}
+    if small.train:
+        found['terms'] = _compare_terms(small, network, variables, model)
+    return found
+
+
+def _compare_terms(small, network, variables: dict, model: DSRL) -> dict:
+    """{term of the loss: its relative difference}, ours of these variables against the model's."""
+    import jax
+    import optax
+
+    from dsrl_jax import state, tasks
+    from dsrl_jax.step import make_forward
+    from dsrl_jax.workload import configuration
+
+    config, task = configuration(small), tasks.of(network)
+    batch = task.random_batch(config, small.num_classes)
+    prepare = make_forward(network, task.make_loss(config, network), config)
+
+    @jax.jit
+    def ours(variables, batch):
+        current = state.create(variables, optax.identity(), ema=False)
+        return prepare(current, batch)[1](current.params)[0]
+
+    ours = {name: float(value) for name, value in ours(variables, batch).items()}
+    given = {name: torch.from_numpy(value).to(DEVICE) for name, value in batch.items()}
+    truth = (given['joints'], given['visible']) if task is tasks.pose else given['label'].long()
+    image, view = inputs(given['target'], *_color(), small.scale)
+    with torch.no_grad():
+        theirs = objective(model.train(), small._asdict())(image, view, truth, given['mask'])
+    differ = {name: abs(theirs[name].item() - value) for name, value in ours.items()}
+    return {name: value / abs(ours[name]) for name, value in differ.items()}
 
 
 def measure(
@@ -139,7 +177,7 @@ def prediction(work: dict, memory_format, compiled: bool):
     def predict(image):
         with _autocast(work):
             outputs = model(image)
-            if hasattr(model.network, 'result_stride'):
+            if model.task == 'pose':
                 return outputs['scores']
             return enlarge(outputs['scores'], view, outputs['resize']).argmax(1)
 
@@ -167,32 +205,18 @@ def training(work: dict, memory_format, compiled: bool):
     )
     shape = (work['batch'], *_view(work))
     target = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, device=DEVICE)
-    label = torch.randint(0, work['num_classes'], shape, device=DEVICE)
     mask = torch.ones(shape, dtype=torch.bool, device=DEVICE)
-    mean, std = (
-        torch.tensor(config.data[name], device=DEVICE)[:, None, None] for name in ('mean', 'std')
-    )
+    truth, color = _random_truth(work, model.task), _color()
+    terms = objective(model, work)
 
     def total(image, view):
-        with _autocast(work):
-            terms = losses(
-                model(image),
-                view,
-                label,
-                mask,
-                aux_weight=model.aux_weight,
-                mse_weight=config.mse.weight,
-                fa_weight=config.fa.weight,
-                scale=work['scale'],
-                grid=config.fa.grid,
-            )
-        return terms['total']
+        return terms(image, view, truth, mask)['total']
 
     if compiled:
         total = torch.compile(total, dynamic=False)
 
     def call():
-        image, view = inputs(target, mean, std, work['scale'])
+        image, view = inputs(target, *color, work['scale'])
         image = image.contiguous(memory_format=memory_format)
         optimizer.zero_grad(set_to_none=True)
         loss = total(image, view)
@@ -201,6 +225,53 @@ def training(work: dict, memory_format, compiled: bool):
         return loss.detach()
 
     return call
+
+
+def objective(model: DSRL, work: dict):
+    """`terms(image, view, truth, mask)`: those of dsrl.losses, weighed as our defaults are.
+
+    image [B, 3, H, W] and view [B, 3, sH, sW] are those of dsrl.inputs; truth is label [B, sH, sW],
+    or for pose joints [B, J, 2] and visible [B, J], and the heatmaps are drawn here.
+    """
+    config = configs.base()
+    main = ('ce', cross_entropy)
+    if model.task == 'pose':
+        size = model.result_size(work['size'])
+        main = heatmap_term(size, work['size'][0] // size[0], config.pose.sigma)
+
+    def terms(image, view, truth, mask):
+        with _autocast(work):
+            return losses(
+                model(image),
+                view,
+                truth,
+                mask,
+                main=main,
+                aux_weight=model.aux_weight,
+                mse_weight=config.mse.weight,
+                fa_weight=config.fa.weight,
+                scale=work['scale'],
+                grid=config.fa.grid,
+            )
+
+    return terms
+
+
+def _random_truth(work, task):
+    """What `objective` wants, on the device; every joint visible and in the image."""
+    if task != 'pose':
+        shape = (work['batch'], *_view(work))
+        return torch.randint(0, work['num_classes'], shape, device=DEVICE)
+    height, width = work['size']
+    joints = torch.rand(work['batch'], work['num_classes'], 2, device=DEVICE)
+    joints *= torch.tensor([width - 1, height - 1], device=DEVICE)
+    return joints, torch.ones(joints.shape[:2], device=DEVICE)
+
+
+def _color():
+    """Mean and standard deviation of an image, [3, 1, 1] on the device."""
+    color = configs.base().data
+    return tuple(torch.tensor(v, device=DEVICE)[:, None, None] for v in (color.mean, color.std))
 
 
 def _model(work, *, training):

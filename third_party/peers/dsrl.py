@@ -5,6 +5,7 @@ that of dsrl_jax's defaults, so that one set of weights gives the same losses an
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,7 @@ class DSRL(nn.Module):
         has_sssr, has_sisr, has_transform = MODES[mode]
         self.network, self.scale = network, scale
         self.aux_weight = network.aux_weight
+        self.task = getattr(network, 'task', 'segmentation')
         self.stride = getattr(network, 'result_stride', 1)  # of the large labels, heatmaps say
         maps = network.maps
         self.sssr = self.sisr = self.transform = None
@@ -46,14 +48,20 @@ class DSRL(nn.Module):
         if has_transform:
             self.transform = chain(project=_block(maps['features'][0], _FEATURES, 1))
 
+    def result_size(self, size) -> tuple[int, int]:
+        """Height and width of its result for images of `size`."""
+        factor = self.scale if self.sssr is not None else 1
+        return tuple(factor * n // self.stride for n in size)
+
     def forward(self, image, sr: bool | None = None):
         sr = self.training if sr is None else sr
         height, width = image.shape[2:]
         outputs = self.network(image)
         added = {}
         if self.sssr is not None:
-            size = (self.scale * height // self.stride, self.scale * width // self.stride)
+            size = self.result_size((height, width))
             added = {'scores': self.sssr(outputs, size), 'resize': 'half_pixel'}
+            added['aux_resize'] = outputs['resize']  # those are brought to size as in the network
         if sr and self.sisr is not None:
             added['sr'], sr_feature = self.sisr(outputs, (height, width))
         if sr and self.transform is not None:
@@ -131,12 +139,20 @@ def inputs(target, mean, std, scale: int = 2):
     return F.interpolate(view, size, mode='bilinear', antialias=True), view
 
 
+def cross_entropy(scores, label, convention):
+    """Mean over the pixels of label [B, H, W] int64 (255 ignored) of scores [B, K, h, w]."""
+    logits = enlarge(scores, label.shape[1:], convention)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.to(wide), label, ignore_index=255)
+
+
 def losses(
     outputs: dict,
     view,
-    label,
+    truth,
     mask,
     *,
+    main: tuple[str, Callable] = ('ce', cross_entropy),
     aux_weight: float = 1.0,
     mse_weight: float = 0.1,
     fa_weight: float = 1.0,
@@ -145,14 +161,17 @@ def losses(
 ) -> dict:
     """Terms ce, aux, mse, fa, as far as outputs has them, and total: scalars, means over pixels.
 
-    view [B, 3, sH, sW] is the normalised large view, label [B, sH, sW] int64 (255 ignored), mask
-    [B, sH, sW] bool the real pixels.  The affinity grid is the input's over `grid`.
+    view [B, 3, sH, sW] is the normalised large view, mask [B, sH, sW] bool its real pixels.  `main`
+    is the term of the task, its name and its function of scores, truth and convention: the cross
+    entropy, whose truth is label [B, sH, sW], or `heatmaps.heatmap_term` in its place.  The
+    affinity grid is the input's over `grid`.
     """
-    terms = {'ce': _cross_entropy(outputs['scores'], label, outputs['resize'])}
-    total = terms['ce']
+    term, supervise = main
+    terms = {term: supervise(outputs['scores'], truth, outputs['resize'])}
+    total = terms[term]
     if outputs.get('aux'):
-        scores = outputs['aux'].values()
-        terms['aux'] = sum(_cross_entropy(x, label, outputs['resize']) for x in scores)
+        own = outputs.get('aux_resize', outputs['resize'])
+        terms['aux'] = sum(supervise(x, truth, own) for x in outputs['aux'].values())
         total = total + aux_weight * terms['aux']
     if 'sr' in outputs:
         real = mask[:, None]
@@ -235,12 +254,6 @@ def _block(inputs, outputs, size):
 def _fit(outputs, name, size, steps):
     """The map `name` where `steps` doublings lead to `size`, resized if it is a little off."""
     return enlarge(outputs[name], (size[0] >> steps, size[1] >> steps), outputs['resize'])
-
-
-def _cross_entropy(scores, label, convention):
-    logits = enlarge(scores, label.shape[1:], convention)
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(logits.to(wide), label, ignore_index=255)
 
 
 def _to_grid(x, size):

@@ -8,18 +8,28 @@ from torch import nn
 from .layers import conv, conv_norm_relu
 from .resnet import BasicBlock, Bottleneck
 
-STAGES = {2: 1, 3: 4, 4: 3}  # stage, and how many branches it has -> how many modules
+MODULES = (1, 4, 3)  # of the stages of two, three and four branches
+BLOCKS = 4  # of layer1, and of every branch of every module
 
 
 class HRNet(nn.Module):
     """Image [B, 3, H, W], multiples of 32 -> the dict of a peer; `scores` are heatmaps at 1/4.
 
-    `high` is branch 3 of the last module before the maps are fused.
+    `high` is branch 3 of the last module before the maps are fused.  Fewer `modules` a stage and
+    `blocks` a branch than the original's make a small network, as in ours.
     """
 
+    task = 'pose'
     aux_weight = 0.0
 
-    def __init__(self, num_classes: int = 17, width: int = 32, dropout: float | None = None):
+    def __init__(
+        self,
+        num_classes: int = 17,
+        width: int = 32,
+        modules: tuple[int, int, int] = MODULES,
+        blocks: int = BLOCKS,
+        dropout: float | None = None,
+    ):
         super().__init__()
         widths = [width << i for i in range(4)]
         self.maps = {
@@ -31,7 +41,7 @@ class HRNet(nn.Module):
         self.result_stride = 4
         self.conv1, self.bn1, self.relu = conv_norm_relu(3, 64, 3, 2)
         self.conv2, self.bn2, _ = conv_norm_relu(64, 64, 3, 2)
-        self.layer1 = nn.Sequential(*[Bottleneck(256 if i else 64, 64) for i in range(4)])
+        self.layer1 = nn.Sequential(*[Bottleneck(256 if i else 64, 64) for i in range(blocks)])
         # Only new branches have a transition: {branch: layers}, the first one into two.
         self.transition1 = nn.ModuleDict(
             {
@@ -43,10 +53,10 @@ class HRNet(nn.Module):
         self.transition3 = nn.ModuleDict({'3': _opened(widths[2], widths[3])})
         self.stage2, self.stage3, self.stage4 = (
             nn.ModuleList(
-                Exchange(widths[:stage], 1 if (stage, i) == (4, modules - 1) else stage)
-                for i in range(modules)
+                Exchange(widths[:stage], 1 if (stage, i) == (4, count - 1) else stage, blocks)
+                for i in range(count)
             )
-            for stage, modules in STAGES.items()
+            for stage, count in enumerate(modules, 2)
         )
         self.dropout = nn.Dropout2d(dropout or 0.0)
         self.final_layer = conv(width, num_classes, 1, bias=True)
@@ -69,15 +79,15 @@ class HRNet(nn.Module):
 
 
 class Exchange(nn.Module):
-    """Four residual blocks in every branch, then `outputs` sums of all branches.
+    """Residual blocks in every branch, then `outputs` sums of all branches.
 
     Maps [B, C_j, H/2^j, W/2^j] -> the fused maps, and the lowest unfused.
     """
 
-    def __init__(self, widths, outputs):
+    def __init__(self, widths, outputs, blocks):
         super().__init__()
         self.branches = nn.ModuleList(
-            nn.Sequential(*[BasicBlock(width, width) for _ in range(4)]) for width in widths
+            nn.Sequential(*[BasicBlock(width, width) for _ in range(blocks)]) for width in widths
         )
         self.fuse_layers = nn.ModuleList(
             nn.ModuleList(_bring(widths, j, i) for j in range(len(widths))) for i in range(outputs)
