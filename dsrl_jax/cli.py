@@ -62,8 +62,8 @@ def run() -> None:
 def _use_huge_pages() -> None:
     """Large blocks of memory in pages of 2 MiB, where Linux gives them to those who ask.
 
-    A CPU trains the plain ESPNetv2 1.5 times as fast (docs/performance.md, CPU). glibc reads its setting when a
-    process starts, so this one starts again, once, under the same number.
+    A CPU trains the plain ESPNetv2 1.5 times as fast (docs/performance.md, CPU). glibc reads its
+    setting when a process starts, so this one starts again, once, under the same number.
     """
     try:
         to_those_who_ask = '[madvise]' in _HUGE_PAGES.read_text()
