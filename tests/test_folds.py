@@ -15,6 +15,7 @@ FRAMES = {
         *('0001TP_006690', '0001TP_006720', '0006R0_f00930', '0006R0_f00960', '0006R0_f00990'),
         *('0016E5_00390', '0016E5_02400', '0016E5_04349', '0016E5_04350', '0016E5_08640'),
     ],
+    'val': ['0016E5_07959'],
     'test': ['0001TP_008550', 'Seq05VD_f00000', 'Seq05VD_f00030'],
 }
 REAL = {
@@ -34,7 +35,7 @@ def names(root, split):
 
 @pytest.fixture
 def generated(tmp_path):
-    """A CamVid folder of ten training and three test frames."""
+    """A CamVid folder of ten training, one validation and three test frames."""
     rng = np.random.default_rng(0)
     for split, frames in FRAMES.items():
         for folder in (split, f'{split}annot'):
@@ -92,7 +93,7 @@ def test_a_check_reads_the_lists_and_parts_only_when_asked(generated, capsys):
     command = ['data', 'check', '--dataset=camvid', f'--root={generated}']
     assert cli.main(command) == 0
     shown = capsys.readouterr().out
-    assert '13 images, 0 problems' in shown and 'fold' not in shown and 'test_' not in shown
+    assert '14 images, 0 problems' in shown and 'fold' not in shown and 'test_' not in shown
     assert cli.main([*command, '--split=fold1_val']) == 0
     assert '3 images, 0 problems' in capsys.readouterr().out
 
