@@ -45,7 +45,7 @@ def summarize(results: dict, costs: dict, workdir, *, reach: float = 0.4) -> dic
     beside = {f'{first} - {second}': (first, second) for first, second in BESIDE}
     for name, (first, second) in {**CONTRASTS, **beside}.items():
         for by in ('macs', 'latency_ms') if second == 'matched' else (None,):
-            found = _contrast(summary['rungs'], first, second, by, results, workdir)
+            found = _contrast(summary['rungs'], first, second, by, workdir)
             if found:
                 key = f'{name}, by {by.removesuffix("_ms")}' if by else name
                 summary['contrasts'][key] = found
@@ -87,7 +87,7 @@ def on_folds(chosen: dict) -> dict:
     return found
 
 
-def _contrast(rungs, first, second, by, results, workdir):
+def _contrast(rungs, first, second, by, workdir):
     """One paired difference, None while a side of it is missing."""
     needed = ['matched_low', 'matched_high'] if second == 'matched' else [second]
     if any(name not in rungs for name in (first, *needed)):

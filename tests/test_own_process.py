@@ -46,8 +46,8 @@ def test_a_setting_of_the_user_stays(started_again, monkeypatch):
     assert started_again('always [madvise] never') is None
 
 
-def test_a_command_keeps_its_streams_and_exit_code():
-    """Input is not lost, output is whole, and a user error is still 2."""
+def test_a_command_keeps_its_exit_code_and_its_one_line():
+    """A user error is still one line and exit code 2 from the process that started again."""
     environment = {k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'}
     command = [
         sys.executable,
