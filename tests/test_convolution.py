@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dsrl_jax.ops import convolution
 from dsrl_jax.ops.convolution import FORMS, PLATFORMS, conv, conv_transpose
 from dsrl_jax.ops.pixels import depth_to_space, pixel_sums
 
@@ -20,6 +21,8 @@ CASES = {
     'dense dilated unpadded': ((3, 3), 4, 3, {'dilation': 2}),
     'dense strided': ((3, 3), 4, 6, {'padding': 1, 'stride': 2}),
     'dense 7x7 by 3': ((7, 7), 3, 4, {'padding': ((3, 2), (0, 4)), 'stride': 3}),
+    'dense wide to narrow': ((3, 2), 6, 2, {'padding': ((2, 0), (0, 1))}),
+    'dense far beyond the edges': ((3, 3), 4, 2, {'padding': ((5, 4), (7, 7))}),
     'dense gaps': ((2, 2), 3, 4, {'padding': ((2, 0), (0, 3)), 'stride': 3}),
     'one column dilated': ((3, 1), 4, 6, {'padding': ((3, 3), (0, 0)), 'dilation': 3}),
     'uneven padding': ((2, 3), 3, 4, {'padding': ((0, 1), (2, 0)), 'stride': 2}),
@@ -115,6 +118,25 @@ def test_every_form_of_conv_equals_the_definition(name):
         fast = value_and_gradients(functools.partial(conv, impl=form, **options), x, kernel)
         for a, b in zip(fast, plain):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=form)
+
+
+@pytest.mark.parametrize('channels, features', [(3, 5), (5, 3)])
+@pytest.mark.parametrize('block', [1, 44, 70])
+def test_the_gradient_of_a_kernel_is_the_same_in_blocks_of_any_number_of_rows(
+    monkeypatch, block, channels, features
+):
+    monkeypatch.setattr(convolution, '_BLOCK', block)  # 1, 2 and 3 rows of two images
+    x, kernel = draw((2, 12, 11, channels), (5, 3, channels, features))
+    options = {'padding': ((2, 2), (1, 1))}
+    plain = value_and_gradients(functools.partial(conv, impl='lax', **options), x, kernel)
+    rows = value_and_gradients(functools.partial(conv, impl='rows', **options), x, kernel)
+    for a, b in zip(rows, plain):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    # What its memory is: never the copies of the whole map, 2x12x11 pixels times 15 taps.
+    step = jax.jit(jax.grad(lambda k: jnp.sum(conv(x, k, impl='rows', **options) ** 2)))
+    text = step.lower(kernel).as_text()
+    assert f'2x12x11x{15 * min(channels, features)}' not in text
+    assert f'2x{block // 22 or 1}x11x{15 * min(channels, features)}' in text
 
 
 @pytest.mark.parametrize('name', TRANSPOSED)
