@@ -44,7 +44,9 @@ def conv(x, kernel, *, stride=1, padding=0, dilation=1, groups=1, impl='auto'):
     where, chosen = platform(impl), impl in ('auto', *PLATFORMS)
     if chosen:
         impl = _fastest(where, kernel.shape, groups, dilation, stride)
-    if impl == 'shift' and width == 1 and features == groups > 1:
+    if impl == 'shift' and width == 1 and groups > 1:
+        if features > groups:  # several outputs a channel: one for each copy of it
+            x = jnp.repeat(x, features // groups, axis=3)
         return depthwise(x, kernel, stride, pads, dilation, where)
     if chosen and where == 'gpu' and x.dtype.itemsize == 2 and (impl == 'block' or groups == 1):
         return _aligned(x, kernel, stride, pads, dilation, groups, impl)

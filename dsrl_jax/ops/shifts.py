@@ -16,7 +16,7 @@ def shift(x, kernel, stride, pads, dilation, groups):
     """
     taps = _taps(x, kernel, stride, pads, dilation)
     if groups > 1 and kernel.shape[2] == 1:
-        product = functools.partial(_multiply, groups=groups)
+        product = _multiply
     else:
         product = functools.partial(_matmul, groups=groups)
     if len(taps) == 1:
@@ -76,7 +76,7 @@ def _shift_back(dy, kernel, stride, pads, dilation, size):
         if not rows or not columns:
             return jnp.zeros((dy.shape[0], *counts, dy.shape[3]), dy.dtype)
         taps = [
-            _multiply(dy[:, m : m + counts[0], n : n + counts[1]], kernel[i, j], dy.shape[3])
+            _multiply(dy[:, m : m + counts[0], n : n + counts[1]], kernel[i, j])
             for i, m in rows
             for j, n in columns
         ]
@@ -104,12 +104,9 @@ def _taps(x, kernel, stride, pads, dilation):
     return taps
 
 
-def _multiply(x, weight, groups):
-    """One tap of a depthwise convolution: [B, H, W, C], [1, m*C] -> [B, H, W, m*C]."""
-    features = weight.shape[1]
-    if features > groups:
-        x = jnp.repeat(x, features // groups, axis=-1)
-    return _wide(x) * _wide(weight).reshape(1, 1, 1, features)
+def _multiply(x, weight):
+    """One tap of a depthwise convolution: [B, H, W, C], [1, C] -> [B, H, W, C]."""
+    return _wide(x) * _wide(weight).reshape(1, 1, 1, -1)
 
 
 def _matmul(x, weight, groups):
