@@ -18,6 +18,7 @@ from absl import flags
 
 from dsrl_jax import config as configs
 from dsrl_jax import data, parallel, resident
+from dsrl_jax.circumstances import circumstances
 from dsrl_jax.data import pack, pipeline
 
 
@@ -53,8 +54,12 @@ def main(argv=None) -> dict:
                 rows[key] = _show(key, _loader_rate(chosen, args.seconds))
         rows['resident'] = _show('resident', _resident_rate(config, args.seconds))
     size = 'x'.join(map(str, config.data.size))
-    about = {'device': jax.devices()[0].device_kind, 'jax': jax.__version__}
-    about |= {'data': config.data.name, 'size': size, 'batch_size': config.data.batch_size}
+    about = {
+        **circumstances(),
+        'data': config.data.name,
+        'size': size,
+        'batch_size': config.data.batch_size,
+    }
     print(json.dumps({'images_per_second': rows, **about}), flush=True)
     return rows
 

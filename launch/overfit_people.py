@@ -16,6 +16,7 @@ import numpy as np
 from dsrl_jax import config as configs
 from dsrl_jax import data, inference, optimizer, tasks
 from dsrl_jax import state as states
+from dsrl_jax.circumstances import circumstances
 from dsrl_jax.data.persons import Persons, PersonSource
 from dsrl_jax.data.sources import Cached
 from dsrl_jax.step import make_train_step
@@ -47,7 +48,7 @@ def main():
     shown = {name: round(float(value), 5) for name, value in first.items()}
     asked = {'dsrl': args.dsrl, 'steps': args.steps, 'config': changes}
     scores |= {'cpu_seconds': round(time.process_time() - start)}
-    print(json.dumps(asked | {'first_step': shown, 'scores': scores, 'jax': jax.__version__}))
+    print(json.dumps({**asked, 'first_step': shown, 'scores': scores, **circumstances()}))
 
 
 def overfit(root, mode, steps, changes, compiler_options=None):

@@ -13,7 +13,6 @@ evaluation exactly once in metrics.jsonl. FILE gets a part for each number of pr
 
 import argparse
 import collections
-import datetime
 import json
 import os
 import pathlib
@@ -34,6 +33,7 @@ import numpy as np  # noqa: E402
 import process_run  # noqa: E402
 
 from dsrl_jax import checkpoint, parallel  # noqa: E402
+from dsrl_jax.circumstances import circumstances  # noqa: E402
 from dsrl_jax.records import read_metrics  # noqa: E402
 
 STEPS, SAVED, SCORED = 90, 5, 15
@@ -99,9 +99,8 @@ def soak(folder, kills: int, processes: int = 1, seed: int = 0) -> dict:
         'command': ' '.join(RUN),
         'undisturbed_processor_s': round(length, 2),
         'devices': f'{DEVICES} CPU devices in {processes} processes, {platform.machine()}',
-        'date': datetime.date.today().isoformat(),
         'seed': seed,
-        'versions': {'jax': jax.__version__, 'python': platform.python_version()},
+        **circumstances(),
     }
 
 
