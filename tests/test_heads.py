@@ -1,4 +1,4 @@
-"""SSSR heads, SISR branch, feature transform: sizes, formulas, geometry, parameters."""
+"""SSSR heads and the feature transform: sizes, formulas, geometry, parameters."""
 
 import collections
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from head_maps import abstract, count, filled, maps
 
 from dsrl_jax.errors import UserError
 from dsrl_jax.models import folding, heads
@@ -14,45 +15,6 @@ from dsrl_jax.ops import resize
 
 STYLE = Style()
 DECONV_HEADS = ('official_deconv', 'depthwise_deconv', 'deconv_features')
-
-
-def maps(classes=5, score=(4, 6), feature=(4, 6), features=7, seed=0):
-    rng = np.random.default_rng(seed)
-    return {
-        'scores': jnp.asarray(rng.normal(size=(2, *score, classes)), jnp.float32),
-        'features': jnp.asarray(rng.normal(size=(2, *feature, features)), jnp.float32),
-        'resize': Convention('align_corners'),
-    }
-
-
-def encoder_maps(high=(3, 4), low=(12, 16), channels=(9, 5), seed=0):
-    rng = np.random.default_rng(seed)
-    return {
-        'high': jnp.asarray(rng.normal(size=(2, *high, channels[0])), jnp.float32),
-        'low': jnp.asarray(rng.normal(size=(2, *low, channels[1])), jnp.float32),
-    }
-
-
-def count(variables):
-    return sum(x.size for x in jax.tree.leaves(variables['params']))
-
-
-def abstract(module, *inputs, **kwargs):
-    """Shapes of (result, variables) of a first call, computing nothing."""
-    return jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), *inputs, **kwargs))
-
-
-def filled(module, *inputs, seed=0, **kwargs):
-    """Variables of the module without compiling its initialisation: kernels of unit gain."""
-    _, variables = abstract(module, *inputs, **kwargs)
-    rng = np.random.default_rng(seed)
-
-    def value(x):
-        spread = np.sqrt(1 / np.prod(x.shape[:-1])) if len(x.shape) == 4 else 0.1
-        offset = 0.0 if len(x.shape) == 4 else 0.5
-        return jnp.asarray(rng.normal(offset, spread, x.shape), x.dtype)
-
-    return jax.tree.map(value, variables)
 
 
 def scattered(x, kernel):
@@ -200,23 +162,6 @@ def test_a_map_off_the_ladder_is_resized_onto_it_first(name):
     np.testing.assert_array_equal(run(odd), run(even))
 
 
-def test_sisr_takes_odd_maps_too():
-    outputs = encoder_maps((13, 17), (25, 33)) | {'resize': Convention('align_corners')}
-    (sr, _), variables = abstract(heads.SISR(), outputs, (96, 128), train=True)
-    assert sr.shape == (2, 192, 256, 3) and 'skip' in variables['params']
-
-
-@pytest.mark.parametrize('size', [(368, 480), (360, 480), (713, 713), (384, 768)])
-def test_sisr_has_the_same_parameters_at_every_size(size):
-    high, low = (tuple(-(-n // stride) for n in size) for stride in (32, 4))
-    outputs = encoder_maps(high, low) | {'resize': Convention('align_corners')}
-    (sr, feature), variables = abstract(heads.SISR(), outputs, size, train=True)
-    assert sr.shape[1:3] == tuple(2 * n for n in size) and feature.shape[1:3] == size
-    outputs = encoder_maps((4, 6), (32, 48))
-    _, usual = abstract(heads.SISR(), outputs, (128, 192), train=True)
-    assert variables == usual
-
-
 def test_wrong_head_options_are_user_errors():
     with pytest.raises(UserError, match="did you mean 'bilinear'"):
         heads.sssr('bilinaer', num_classes=5, style=STYLE)
@@ -235,74 +180,6 @@ def test_folded_head_gives_the_same_scores(name):
     np.testing.assert_allclose(
         folded.apply(merged, outputs, (16, 24))[0], expected, rtol=1e-4, atol=1e-4
     )
-
-
-@pytest.mark.parametrize('scale', [1, 2, 4])
-@pytest.mark.parametrize(
-    ('high', 'low'), [((2, 3), (16, 24)), ((8, 12), (8, 12)), ((4, 6), (32, 48))]
-)
-def test_sisr_reaches_scale_times_the_input_from_any_stride(scale, high, low):
-    (sr, feature), variables = abstract(
-        heads.SISR(scale=scale), encoder_maps(high, low), (32, 48), train=True
-    )
-    assert sr.shape == (2, 32 * scale, 48 * scale, 3)
-    assert feature.shape == (2, 32, 48, heads.SR_FEATURES)
-    assert variables['params']['espcn1']['kernel'].shape[:2] == (5, 5)
-    assert 'skip' in variables['params']
-
-
-def test_sisr_starts_in_the_range_of_a_normalised_image():
-    """At initialisation, in train mode: the first loss is about that of predicting noise."""
-    outputs = encoder_maps((2, 3), (4, 6))
-    first = jax.jit(lambda key, x: heads.SISR().init_with_output(key, x, (8, 12), True)[0][0])
-    assert 0.1 < float(first(jax.random.key(0), outputs).std()) < 3
-
-
-def test_sisr_ends_linear_on_an_activated_feature():
-    outputs = encoder_maps((2, 3), (4, 6))
-    variables = filled(heads.SISR(), outputs, (8, 12))
-    params = dict(variables['params'])
-    params['espcn3'] = jax.tree.map(lambda x: -2 * x, params['espcn3'])
-    run = jax.jit(lambda variables: heads.SISR().apply(variables, outputs, (8, 12)))
-    sr, feature = run(variables)
-    assert float(feature.min()) < 0 and float(jnp.abs(feature).max()) <= 1
-    twice, _ = run({**variables, 'params': params})
-    np.testing.assert_allclose(twice, -2 * sr, rtol=1e-5, atol=1e-5)
-    relu = heads.SISR(activation='relu')
-    _, feature = jax.jit(lambda v: relu.apply(v, outputs, (8, 12)))(variables)
-    assert float(feature.min()) == 0
-
-
-def test_sisr_is_translation_equivariant_so_its_grid_is_not_shifted():
-    """Move both encoder maps by one cell of `high`: the image moves by that many output pixels."""
-    outputs = encoder_maps((12, 12), (24, 24))
-    variables = filled(heads.SISR(), outputs, (48, 48))
-    run = jax.jit(lambda outputs: heads.SISR().apply(variables, outputs, (48, 48))[0])
-    moved = {
-        'high': jnp.roll(outputs['high'], 1, axis=2),
-        'low': jnp.roll(outputs['low'], 2, axis=2),
-    }
-    first, second = run(outputs), run(moved)
-    inner = slice(40, 56)
-    np.testing.assert_allclose(
-        jnp.roll(first, 8, axis=2)[:, inner, inner], second[:, inner, inner], atol=2e-5
-    )
-    assert float(jnp.abs(first - second)[:, inner, inner].max()) > 0.01
-
-
-def test_sisr_without_skip_does_not_read_low():
-    module = heads.SISR(skip=False)
-    _, variables = abstract(module, {'high': encoder_maps()['high'], 'low': None}, (24, 32))
-    assert 'skip' not in variables['params']
-
-
-def test_sisr_mistakes_are_user_errors():
-    with pytest.raises(UserError, match=r'sisr\.skip.*low.*3x16.*power of two'):
-        abstract(heads.SISR(), encoder_maps(low=(3, 16)), (24, 32))
-    with pytest.raises(UserError, match=r'high.*power of two'):
-        abstract(heads.SISR(), encoder_maps(), (12, 48))
-    with pytest.raises(UserError, match=r'sisr\.activation'):
-        abstract(heads.SISR(activation='gelu'), encoder_maps(), (24, 32))
 
 
 def test_feature_transform_is_a_rectified_1x1_projection_to_the_sisr_width():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dsrl_jax.errors import UserError, lookup
-from dsrl_jax.models.layers import Conv, Convention, ConvNorm, ConvTranspose, Style
+from dsrl_jax.models.layers import Conv, Convention, ConvNorm, ConvTranspose, Style, he_normal
 from dsrl_jax.ops import resize
 from dsrl_jax.ops.pixels import depth_to_space
 
@@ -136,14 +136,13 @@ class PixelShuffle(nn.Module):
     def __call__(self, outputs, size, train: bool = False):
         x, steps = _ladder(outputs, 'features', size, 'sssr.head')
         factor = 2 if steps else 1
-
-        def alike(key, shape, dtype=jnp.float32):
-            one = nn.initializers.he_normal()(key, (*shape[:-1], self.num_classes), dtype)
-            return jnp.tile(one, (1, 1, 1, factor**2))
-
-        width = factor**2 * self.num_classes
         classify = Conv(
-            width, 1, use_bias=True, kernel_init=alike, style=self.style, name='classifier'
+            factor**2 * self.num_classes,
+            1,
+            use_bias=True,
+            kernel_init=_alike(nn.initializers.he_normal(), factor),
+            style=self.style,
+            name='classifier',
         )
         scores = depth_to_space(classify(x), factor)
         height, width = _foot(size, max(0, steps - 1))
@@ -180,7 +179,8 @@ class SISR(nn.Module):
     [B, H, W, 32] the map before it.  A narrow decoder climbs from `high` to the input size (H, W)
     by sub-pixel steps that halve the width down to 16, joined by a thin projection of `low` at
     its own size when `skip` and there is a `low`; then the three layers of ESPCN (5x5-64, 3x3-32,
-    3x3-3ss).  `high` and `low` are resized bilinearly where their size is not on a step.
+    3x3-3ss).  `high` and `low` are resized bilinearly where their size is not on a step.  Pixels
+    of a sub-pixel step are alike at the start (arXiv:1707.02937): no checkerboard to unlearn.
     """
 
     scale: int = 2
@@ -208,7 +208,7 @@ class SISR(nn.Module):
                 x = jnp.concatenate([x, thin], axis=-1)
             if step < steps:
                 width = max(_DECODER_FLOOR, self.trunk >> (step + 1))
-                x = self._block(4 * width, 3, f'up{step}')(x, train)
+                x = self._block(4 * width, 3, f'up{step}', _alike(he_normal, 2))(x, train)
                 x = depth_to_space(x, 2)
         x = x[:, : size[0], : size[1]]
         return self._espcn(x)
@@ -217,19 +217,26 @@ class SISR(nn.Module):
         activate = lookup(_ACTIVATIONS, self.activation, 'sisr.activation')
         x = activate(self._conv(64, 5, 'espcn1')(x))
         feature = activate(self._conv(SR_FEATURES, 3, 'espcn2')(x))
-        x = self._conv(3 * self.scale**2, 3, 'espcn3')(feature)
-        return depth_to_space(x, self.scale), feature
+        last = self._conv(3 * self.scale**2, 3, 'espcn3', _alike(_lecun_normal, self.scale))
+        return depth_to_space(last(feature), self.scale), feature
 
-    def _block(self, features, kernel_size, name):
+    def _block(self, features, kernel_size, name, kernel_init=he_normal):
         style = self.style if self.norm else dataclasses.replace(self.style, folded=True)
-        return ConvNorm(features, kernel_size, activation='relu', style=style, name=name)
+        return ConvNorm(
+            features,
+            kernel_size,
+            activation='relu',
+            style=style,
+            kernel_init=kernel_init,
+            name=name,
+        )
 
-    def _conv(self, features, kernel_size, name):
+    def _conv(self, features, kernel_size, name, kernel_init=_lecun_normal):
         return Conv(
             features,
             kernel_size,
             use_bias=True,
-            kernel_init=_lecun_normal,
+            kernel_init=kernel_init,
             style=self.style,
             name=name,
         )
@@ -286,6 +293,16 @@ def _fit(x, size, outputs):
     if x.shape[1:3] == size:
         return x
     return resize.bilinear(x, size, convention=outputs['resize'])
+
+
+def _alike(init, factor):
+    """Initialiser of kernels [kh, kw, C, r*r*D]: the same D outputs for each of the r*r pixels."""
+
+    def draw(key, shape, dtype=jnp.float32):
+        kernel = init(key, shape, dtype)  # of the variance that the whole kernel has
+        return jnp.tile(kernel[..., : shape[-1] // factor**2], (1, 1, 1, factor**2))
+
+    return draw
 
 
 def _bilinear_kernel(key, shape, dtype=jnp.float32):
