@@ -28,6 +28,7 @@ from dsrl_jax import config as configs
 from dsrl_jax import data, diagnostics, experiment, export, inference, rungs
 from dsrl_jax.circumstances import commit
 from dsrl_jax.errors import UserError
+from dsrl_jax.records import replace
 from dsrl_jax.resident import DISPATCH
 from dsrl_jax.rungs import ARMS, FOLDS, GRID, RUNGS, SCOUTS
 
@@ -103,7 +104,7 @@ def freeze(ladder: Ladder) -> dict:
         best = max(table, key=lambda row: row['mean'])
         frozen = {'lr': best['lr'], 'decay': best['decay'], 'seeds': ladder.scouts}
         chosen[name] = {**frozen, 'table': table}
-    path.write_text(json.dumps(chosen, indent=1) + '\n')
+    replace(path, json.dumps(chosen, indent=1) + '\n')
     home = ladder.home / 'select'
     done = [file.parent.relative_to(home) for file in sorted(home.rglob(experiment.RESULT))]
     write_runs(home / 'runs.jsonl', ((run.parts[0], experiment.read(home / run)) for run in done))
@@ -228,7 +229,7 @@ def results(ladder: Ladder) -> dict[str, dict[int, dict]]:
 
 def write_runs(path: pathlib.Path, runs: Iterable[tuple[str, dict]]) -> None:
     """One line of JSON for each (rung, result)."""
-    path.write_text(''.join(json.dumps({'rung': rung, **result}) + '\n' for rung, result in runs))
+    replace(path, ''.join(json.dumps({'rung': rung, **result}) + '\n' for rung, result in runs))
 
 
 def _apply_needs(ladder, run, config):
@@ -301,7 +302,7 @@ def _check_settings(ladder):
     before = _read(path)
     if before is None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=1) + '\n')
+        replace(path, json.dumps(settings, indent=1) + '\n')
         return
     for name in names:  # a file from before there was such a setting has its default
         found = before.get(name, defaults[name])

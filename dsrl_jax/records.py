@@ -85,8 +85,11 @@ def write_csv(path):
 
 
 def replace(path: pathlib.Path, text: str) -> None:
-    """Writes a text file in one step, so that a kill or a full disk leaves the old one."""
-    temporary = path.with_suffix(path.suffix + '.tmp')
+    """Writes a text file in one step, so that a kill or a full disk leaves the old one.
+
+    Processes may do so at once: readers find the file of one of them, whole.
+    """
+    temporary = path.with_suffix(f'{path.suffix}.{os.getpid()}.tmp')
     temporary.write_text(text, encoding='utf-8')
     os.replace(temporary, path)
 
