@@ -16,6 +16,7 @@ from refusals import refused
 
 from dsrl_jax import bench, cli, costs, peer, profiling, timing, turns, workload
 from dsrl_jax.errors import UserError
+from dsrl_jax.report import speed
 from dsrl_jax.workload import Workload
 
 TOY = (
@@ -170,6 +171,8 @@ def test_every_term_of_a_training_step_is_equal_before_it_is_timed():
     work = WORK._replace(train=True, dsrl='full', **options)
     found = peer.check(peer.find(), work)['terms']
     assert set(found) == {'ce', 'mse', 'fa', 'total'} and max(found.values()) < 1e-5
+    title = speed.peer_title({'torch': '2', 'difference': 1e-6, 'terms': {'ce': 2e-7, 'fa': 0.0}})
+    assert 'within (relative) ce 2e-07, fa 0\n' in title
     for term, wrong in (('fa', 2e-3), ('ce', math.nan), ('heatmap', 2e-4)):
         with pytest.raises(UserError, match=f'term {term}'):
             peer.require_equal({'difference': 0.0, 'terms': {**found, term: wrong}})

@@ -40,10 +40,11 @@ def operations(found: list[dict], folder: str, steps: int) -> str:
 def peer_title(equal: dict) -> str:
     """Heading of the lines of `peer_variant`."""
     columns = f'{"images/s":>10}{"ms":>10}{"first s":>10}{"GiB":>8}   ms at batch 1, 8'
-    return (
-        f'PyTorch {equal["torch"]}; with our weights its scores are ours within '
-        f'{equal["difference"]:.1g} of their deviation\n{"":26}{columns}'
-    )
+    equals = f'its scores are ours within {equal["difference"]:.1g} of their deviation'
+    if terms := equal.get('terms'):
+        each = ', '.join(f'{name} {difference:.1g}' for name, difference in terms.items())
+        equals += f',\nits loss ours within (relative) {each}'
+    return f'PyTorch {equal["torch"]}; with our weights {equals}\n{"":26}{columns}'
 
 
 def peer_name(variant: dict) -> str:
