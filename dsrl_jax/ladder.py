@@ -228,8 +228,16 @@ def results(ladder: Ladder) -> dict[str, dict[int, dict]]:
 
 
 def write_runs(path: pathlib.Path, runs: Iterable[tuple[str, dict]]) -> None:
-    """One line of JSON for each (rung, result)."""
-    replace(path, ''.join(json.dumps({'rung': rung, **result}) + '\n' for rung, result in runs))
+    """One line of JSON for each (rung, result); of this machine's paths the last name alone."""
+    lines = (json.dumps({'rung': rung, **_without_folders(result)}) + '\n' for rung, result in runs)
+    replace(path, ''.join(lines))
+
+
+def _without_folders(values):
+    if isinstance(values, dict):
+        return {key: _without_folders(value) for key, value in values.items()}
+    is_path = isinstance(values, str) and os.path.isabs(values)
+    return os.path.basename(values) if is_path else values
 
 
 def _apply_needs(ladder, run, config):

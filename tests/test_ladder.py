@@ -82,6 +82,14 @@ def test_every_run_of_the_selection_is_a_line(plan, done):
         assert [100 * row['scores']['val']['miou']] == frozen[row['rung']]['table'][0]['runs']
 
 
+def test_lines_of_runs_say_no_folder_of_this_machine(tmp_path):
+    config = {'data': {'root': str(tmp_path), 'name': 'camvid'}, 'seed': 0, 'size': [1, 2]}
+    ladder.write_runs(tmp_path / 'runs.jsonl', [('full', {'config': config})])
+    (line,) = (tmp_path / 'runs.jsonl').read_text().splitlines()
+    expected = {**config, 'data': {'root': tmp_path.name, 'name': 'camvid'}}
+    assert json.loads(line) == {'rung': 'full', 'config': expected}
+
+
 def test_arms_of_a_seed_begin_with_the_same_network_and_see_the_same_images(tmp_path):
     """The initial numbers of the shared network and the first batches, read and held in memory."""
     names = ('reference', 'full', 'recommended', 'shuffled')
