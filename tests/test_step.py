@@ -86,8 +86,8 @@ def test_duplicated_batch_gives_the_same_terms_and_update():
     (one, terms), (two, terms_two) = step(state, batch), step(state, twice)
     for name in ('ce', 'mse', 'fa', 'total'):
         np.testing.assert_allclose(terms_two[name], terms[name], rtol=1e-5)
-    # Float32 sums in another order, through sixty norms.
-    assert _distance(one.params, two.params) < 5e-3 * _distance(one.params, state.params)
+    # Float32 sums in another order, through sixty norms: 2e-5 of a kernel, whose first step is small.
+    assert _distance(one.params, two.params) < 1e-2 * _distance(one.params, state.params)
 
 
 def test_four_devices_equal_one():
@@ -101,7 +101,7 @@ def test_four_devices_equal_one():
     assert len(terms_four['total'].sharding.device_set) == 4
     for name in terms:
         np.testing.assert_allclose(terms_four[name], terms[name], rtol=2e-4)
-    assert _distance(one.params, four.params) < 5e-3 * _distance(one.params, state.params)
+    assert _distance(one.params, four.params) < 1e-2 * _distance(one.params, state.params)
 
 
 @pytest.mark.slow
