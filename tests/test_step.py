@@ -86,7 +86,7 @@ def test_duplicated_batch_gives_the_same_terms_and_update():
     (one, terms), (two, terms_two) = step(state, batch), step(state, twice)
     for name in ('ce', 'mse', 'fa', 'total'):
         np.testing.assert_allclose(terms_two[name], terms[name], rtol=1e-5)
-    # Float32 sums in another order, through sixty norms: 2e-5 of a kernel, whose first step is small.
+    # Float32 sums in another order, through sixty norms, against a first step that is small.
     assert _distance(one.params, two.params) < 1e-2 * _distance(one.params, state.params)
 
 
