@@ -101,7 +101,7 @@ def test_four_devices_equal_one():
     assert len(terms_four['total'].sharding.device_set) == 4
     for name in terms:
         np.testing.assert_allclose(terms_four[name], terms[name], rtol=2e-4)
-    assert _distance(one.params, four.params) < 1e-2 * _distance(one.params, state.params)
+    assert _distance(one.params, four.params) < 5e-3 * _distance(one.params, state.params)
 
 
 @pytest.mark.slow
