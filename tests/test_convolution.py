@@ -39,7 +39,17 @@ CASES = {
     'grouped': ((3, 3), 8, 6, {'padding': 1, 'groups': 2}),
     'grouped by four': ((3, 3), 16, 8, {'padding': 1, 'stride': 2, 'groups': 8}),
     'grouped dilated': ((3, 3), 8, 2, {'padding': 2, 'dilation': 2, 'groups': 2}),
+    'grouped to one each': ((3, 3), 12, 4, {'padding': ((1, 0), (2, 1)), 'groups': 4}),
+    'shuffled to one each': ((3, 3), 15, 5, {'padding': 1, 'groups': 5, 'shuffled': True}),
+    'shuffled': ((3, 3), 12, 8, {'padding': 1, 'stride': 2, 'groups': 4, 'shuffled': True}),
+    'shuffled dilated': (
+        (3, 3),
+        6,
+        2,
+        {'padding': 2, 'dilation': 2, 'groups': 2, 'shuffled': True},
+    ),
     'pointwise': ((1, 1), 8, 6, {}),
+    'pointwise shuffled': ((1, 1), 8, 12, {'groups': 4, 'shuffled': True}),
     'pointwise strided': ((1, 1), 8, 6, {'stride': 2}),
     'pointwise grouped': ((1, 1), 8, 6, {'groups': 2}),
     'pointwise grouped by four': ((1, 1), 8, 12, {'groups': 4}),
@@ -73,7 +83,7 @@ def value_and_gradients(function, x, kernel):
     return run(x, kernel)
 
 
-def by_hand(x, kernel, stride=1, padding=0, dilation=1, groups=1):
+def by_hand(x, kernel, stride=1, padding=0, dilation=1, groups=1, shuffled=False):
     """The definition in numpy float64."""
     x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
     pads = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
@@ -84,7 +94,8 @@ def by_hand(x, kernel, stride=1, padding=0, dilation=1, groups=1):
     share = features // groups
     for i, j, g in itertools.product(range(kh), range(kw), range(groups)):
         rows, columns = (np.arange(n) * stride + t * dilation for n, t in ((h, i), (w, j)))
-        part = x[:, rows][:, :, columns][..., g * width : (g + 1) * width]
+        inputs = slice(g, None, groups) if shuffled else slice(g * width, (g + 1) * width)
+        part = x[:, rows][:, :, columns][..., inputs]
         y[..., g * share : (g + 1) * share] += part @ kernel[i, j, :, g * share : (g + 1) * share]
     return y
 

@@ -249,12 +249,9 @@ class PyramidPool(nn.Module):
                 stages.append(_enlarge(conv(resize.adaptive_avg_pool(x, target)), size))
 
         y = NormAct(style=style, name='merge_br')(jnp.concatenate(stages, axis=-1), train)
-        # Interleave the scales: the grouped convolution sees one channel at all five scales.
-        y = y.reshape(*y.shape[:-1], len(_SCALES), self.channels).swapaxes(-1, -2)
-        y = y.reshape(*y.shape[:-2], -1)
-        merge = ConvNorm(
-            self.channels, groups=self.channels, activation='prelu', style=style, name='merge'
-        )(y, train)
+        # Each group sees one channel at all five scales.
+        options = {'groups': self.channels, 'shuffled': True, 'activation': 'prelu'}
+        merge = ConvNorm(self.channels, **options, style=style, name='merge')(y, train)
         y = Conv(self.features, 1, use_bias=self.last, style=style, name='expand')(merge)
         return (y if self.last else NormAct(style=style, name='br')(y, train)), merge
 

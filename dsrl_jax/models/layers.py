@@ -64,6 +64,7 @@ class Conv(nn.Module):
     padding: Any = None
     dilation: int = 1
     groups: int = 1
+    shuffled: bool = False  # see ops.convolution.conv
     use_bias: bool = False
     style: Style = Style()
     kernel_init: Callable = he_normal
@@ -83,6 +84,7 @@ class Conv(nn.Module):
             padding=padding,
             dilation=self.dilation,
             groups=self.groups,
+            shuffled=self.shuffled,
             impl=self.style.conv_impl,
         )
         return _add_bias(self, y) if self.use_bias else y
@@ -234,6 +236,7 @@ class ConvNorm(nn.Module):
     padding: Any = None
     dilation: int = 1
     groups: int = 1
+    shuffled: bool = False
     use_bias: bool = False
     activation: str | None = None
     transposed: bool = False
@@ -262,7 +265,8 @@ class ConvNorm(nn.Module):
             rest = self.stride - size + 2 * padding
             x = ConvTranspose(**common, padding=padding, output_padding=rest)(x)
         else:
-            x = Conv(**common, padding=self.padding, dilation=self.dilation)(x)
+            own = {'padding': self.padding, 'dilation': self.dilation, 'shuffled': self.shuffled}
+            x = Conv(**common, **own)(x)
         if not self.style.folded:
             x = _norm(self)(x, train)
         return _activate(x, self.activation, self.style)

@@ -15,24 +15,27 @@ import jax.numpy as jnp
 from jax import lax
 
 from dsrl_jax.ops.pixels import depth_to_space
-from dsrl_jax.ops.shifts import depthwise, shift
+from dsrl_jax.ops.shifts import depthwise, maps, shift
 
 PLATFORMS = ('cpu', 'gpu', 'tpu')  # 'auto' and these choose a form, the others are one
-FORMS = ('auto', *PLATFORMS, 'lax', 'shift', 's2b', 'block', 'split', 'phases', 'rows')
+FORMS = ('auto', *PLATFORMS, 'lax', 'shift', 's2b', 'block', 'split', 'maps', 'phases', 'rows')
 _BLOCK = 2048  # pixels in a matrix product of `_sum_of_rows`: from 512 to 4096 about equally fast
 
 
-def conv(x, kernel, *, stride=1, padding=0, dilation=1, groups=1, impl='auto'):
+def conv(x, kernel, *, stride=1, padding=0, dilation=1, groups=1, shuffled=False, impl='auto'):
     """Convolution: x [B, H, W, Ci], kernel [kh, kw, Ci/groups, Co] -> [B, H', W', Co], type of x.
 
     padding is a number or ((top, bottom), (left, right)) zeros. Products are summed in float32.
+    shuffled: group g has the inputs g, g + groups, g + 2 groups, ... instead of neighbours, as if
+    a channel shuffle came before; the fast forms move no map for it.
     impl 'lax' plain; 'shift' one weighted shifted slice a tap; 's2b' space to batch (dilation > 1
     at stride 1, else plain); 'block' a dense convolution with a block-diagonal kernel (1 < groups,
-    else plain); 'split' four of these side by side (groups a multiple of 4, else one); 'phases'
-    plain, with the gradient of a strided input by phases instead of zero insertion; 'rows' plain,
-    with the gradient of the kernel summed over blocks of rows (stride, dilation and groups 1, else
-    plain); 'cpu', 'gpu', 'tpu' the fastest measured there, 'auto' that of the backend at hand.
-    ValueError on another name or on channels that do not fit.
+    else plain); 'split' four of these side by side (groups a multiple of 4, else one); 'maps' a
+    depthwise convolution for each input of a group, summed (one output a group, else plain);
+    'phases' plain, with the gradient of a strided input by phases instead of zero insertion; 'rows'
+    plain, with the gradient of the kernel summed over blocks of rows (stride, dilation and groups
+    1, else plain); 'cpu', 'gpu', 'tpu' the fastest measured there, 'auto' that of the backend at
+    hand. ValueError on another name or on channels that do not fit.
     """
     if impl not in FORMS:
         raise ValueError(f'impl {impl!r}: expected one of {", ".join(FORMS)}')
@@ -48,16 +51,21 @@ def conv(x, kernel, *, stride=1, padding=0, dilation=1, groups=1, impl='auto'):
         if features > groups:  # several outputs a channel: one for each copy of it
             x = jnp.repeat(x, features // groups, axis=3)
         return depthwise(x, kernel, stride, pads, dilation, where)
-    if chosen and where == 'gpu' and x.dtype.itemsize == 2 and (impl == 'block' or groups == 1):
-        return _aligned(x, kernel, stride, pads, dilation, groups, impl)
+    if impl == 'maps' and 1 < groups == features:
+        return maps(x, kernel, stride, pads, dilation, shuffled, where)
+    if impl == 'block' and groups > 1:
+        kernel, dense = _block_diagonal(kernel, groups, shuffled), where if chosen else 'lax'
+        return conv(x, kernel, stride=stride, padding=pads, dilation=dilation, impl=dense)
+    if shuffled:
+        x = x.reshape(*x.shape[:3], width, groups).swapaxes(3, 4).reshape(x.shape)
+    if chosen and where == 'gpu' and x.dtype.itemsize == 2 and groups == 1:
+        return _aligned(x, kernel, stride, pads, dilation, impl)
     if impl == 'shift':
         return shift(x, kernel, stride, pads, dilation, groups)
     if impl == 's2b' and dilation > 1 and stride == 1 and kh * kw > 1:
         return _space_to_batch(x, kernel, pads, dilation, groups)
-    if impl == 'split' and groups % 4 == 0:
+    if impl == 'split' and groups > 1:
         return _split(x, kernel, stride, pads, dilation, groups)
-    if impl in ('block', 'split') and groups > 1:
-        return _lax(x, _block_diagonal(kernel, groups), stride, pads, dilation, 1)
     if impl == 'phases' and stride > 1 and dilation == groups == 1:
         return _strided(x, kernel, stride, pads)
     if impl == 'rows' and stride == dilation == groups == 1:
@@ -123,8 +131,11 @@ def _fastest(where, shape, groups, dilation, stride):
         # Narrow groups leave matrix units idle anyway: the zeros of a dense kernel cost less than
         # the grouped convolution (3x3, 256 -> 64 in 64 groups, 16x64x128 pixels on an H100: 0.24
         # against 1.1 ms; 2x32x64 pixels on two CPU cores: 0.06 against 12 s). A CPU, which has no
-        # idle units, gains by fewer zeros (the same layer, one image: 2.9 ms, split 1.0).
-        return 'split' if where == 'cpu' else 'block'
+        # idle units, gains by fewer zeros (the same layer, one image: 2.9 ms, split 1.0), and most
+        # by none (five channels to each of ten, 128x256 pixels: 16 ms as one, 1.6 as maps).
+        if where == 'cpu':
+            return 'maps' if features == groups and width <= 8 else 'split'
+        return 'block'
     if stride > 1:
         return 'phases'
     if where == 'cpu':
@@ -134,14 +145,12 @@ def _fastest(where, shape, groups, dilation, stride):
     return 's2b' if dilation > 1 else 'lax'
 
 
-def _aligned(x, kernel, stride, pads, dilation, groups, impl):
-    """`conv` with channels filled up with zeros to multiples of 8, as cuDNN wants bfloat16.
+def _aligned(x, kernel, stride, pads, dilation, impl):
+    """Dense `conv` with channels filled up with zeros to multiples of 8, as cuDNN wants bfloat16.
 
     It fills up others itself, by copies that took 12 % of ESPNetv2's step on an H100; here they
     join what makes or reads the maps. For three channels of colour it has kernels.
     """
-    if groups > 1:
-        kernel, impl = _block_diagonal(kernel, groups), 's2b' if stride == 1 else 'phases'
     channels, features = kernel.shape[2:]
     more_channels, more_features = -channels % 8 if channels > 4 else 0, -features % 8
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more_channels)))
@@ -309,16 +318,19 @@ def _space_to_batch(x, kernel, pads, dilation, groups):
 def _split(x, kernel, stride, pads, dilation, groups):
     """Four convolutions of a quarter of the groups each, their outputs side by side."""
     impl = 'shift' if kernel.shape[0] * kernel.shape[1] == 1 else 'block'
-    options = {'stride': stride, 'padding': pads, 'dilation': dilation, 'groups': groups // 4}
-    quarters = (lax.split(a, [a.shape[3] // 4] * 4, 3) for a in (x, kernel))
-    return jnp.concatenate([conv(*quarter, **options, impl=impl) for quarter in zip(*quarters)], 3)
+    parts = 4 if groups % 4 == 0 else 1
+    options = {'stride': stride, 'padding': pads, 'dilation': dilation, 'groups': groups // parts}
+    each = (lax.split(a, [a.shape[3] // parts] * parts, 3) for a in (x, kernel))
+    return jnp.concatenate([conv(*part, **options, impl=impl) for part in zip(*each)], 3)
 
 
-def _block_diagonal(kernel, groups):
+def _block_diagonal(kernel, groups, shuffled):
     """[kh, kw, Ci/groups, Co] -> [kh, kw, Ci, Co] with zeros between the groups."""
     kh, kw, width, features = kernel.shape
-    own = jnp.eye(groups, dtype=kernel.dtype).reshape(1, 1, groups, 1, groups, 1)
-    wide = kernel.reshape(kh, kw, 1, width, groups, features // groups)
+    own = jnp.eye(groups, dtype=kernel.dtype)
+    inputs, own_shape = ((width, 1), (1, groups)) if shuffled else ((1, width), (groups, 1))
+    wide = kernel.reshape(kh, kw, *inputs, groups, features // groups)
+    own = own.reshape(1, 1, *own_shape, groups, 1)
     return (own * wide).reshape(kh, kw, groups * width, features)
 
 

@@ -51,6 +51,26 @@ def _depthwise_backward(stride, pads, dilation, where, kept, dy):
 depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
+def maps(x, kernel, stride, pads, dilation, shuffled, where):
+    """`shift` with one output a group, as a depthwise one for each input of the groups, summed.
+
+    shuffled: the inputs of a group lie as many channels apart as there are groups.
+    """
+    width, groups = kernel.shape[2:]
+    config = [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)]
+    x, dtype = _wide(x), x.dtype
+    x = lax.pad(x, jnp.zeros((), x.dtype), config)
+    if shuffled:
+        inputs = lax.split(x, [groups] * width, 3)
+    else:
+        inputs = [x[..., i::width] for i in range(width)]
+    # Each is written once: inside the sums every tap would read it with gaps between the pixels.
+    inputs = lax.optimization_barrier(inputs)
+    kernels, none = lax.split(_wide(kernel), [1] * width, 2), ((0, 0), (0, 0))
+    sums = [depthwise(y, k, stride, none, dilation, where) for y, k in zip(inputs, kernels)]
+    return functools.reduce(jnp.add, sums).astype(dtype)
+
+
 def _shift_back(dy, kernel, stride, pads, dilation, size):
     """Gradient of a depthwise `shift` for its input: dy [B, H', W', C] -> [B, *size, C].
 
