@@ -316,7 +316,7 @@ def _space_to_batch(x, kernel, pads, dilation, groups):
 
 
 def _split(x, kernel, stride, pads, dilation, groups):
-    """Four convolutions of a quarter of the groups each, their outputs side by side."""
+    """Four convolutions of a quarter of the groups each (one of all if 4 does not divide them)."""
     impl = 'shift' if kernel.shape[0] * kernel.shape[1] == 1 else 'block'
     parts = 4 if groups % 4 == 0 else 1
     options = {'stride': stride, 'padding': pads, 'dilation': dilation, 'groups': groups // parts}
