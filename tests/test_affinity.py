@@ -279,12 +279,13 @@ def test_memory_is_far_below_one_matrix(sampling):
 @pytest.mark.parametrize('sampling', SAMPLINGS)
 def test_a_split_batch_stays_split(sampling):
     mesh = jax.make_mesh((4,), ('data',), axis_types=(AxisType.Auto,))
-    seg, sr, mask = maps((8, 8, 12), dtype=np.float32)
-    key = jax.random.key(0)
+    # 4 x 6 cells for 'grid8': a grid of one pixel a map has only rounding to compare (S = 1 - eps).
+    seg, sr, mask = maps((8, 32, 48), dtype=np.float32)
+    options = {'sampling': sampling, 'key': jax.random.key(0), 'tile': 32}
 
     @jax.jit
     def step(seg, sr, mask):
-        loss = functools.partial(affinity_loss, sampling=sampling, mask=mask, key=key, tile=32)
+        loss = functools.partial(affinity_loss, mask=mask, **options)
         return jax.value_and_grad(loss, argnums=(0, 1))(seg, sr)
 
     split = jax.device_put((seg, sr, mask), NamedSharding(mesh, PartitionSpec('data')))
