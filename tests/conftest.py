@@ -1,6 +1,5 @@
 """Every test runs on four fake CPU devices and shares one compilation cache."""
 
-import importlib.metadata
 import os
 import pathlib
 import tempfile
@@ -12,12 +11,14 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_NUM_CPU_DEVICES'] = '4'
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 os.environ.setdefault('MPLBACKEND', 'Agg')
-# Compiling costs more than running here: without LLVM's expensive passes it takes half the time,
-# and two thirds of that with XLA's older code for fusions, which jaxlib 0.11 no longer has.
-COMPILE_QUICKLY = ['--xla_backend_optimization_level=0', '--xla_llvm_disable_expensive_passes=true']
-if importlib.metadata.version('jaxlib').startswith('0.10.'):
-    COMPILE_QUICKLY.append('--xla_cpu_use_fusion_emitters=false')
-os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *COMPILE_QUICKLY]).strip()
+# Compiling costs more than running here: without LLVM's expensive passes it takes half the time.
+os.environ['XLA_FLAGS'] = ' '.join(
+    [
+        os.environ.get('XLA_FLAGS', ''),
+        '--xla_backend_optimization_level=0',
+        '--xla_llvm_disable_expensive_passes=true',
+    ]
+).strip()
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
