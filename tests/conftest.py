@@ -35,7 +35,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 # compiled step in the cache again.
 TINY_RUN = (
     'train',
-    '--config=synthetic:tiny,dsrl=full',
+    '--config=synthetic:tiny,dsrl=full,net=toy_network:Short',
     '--config.steps=20',
     '--config.checkpoint.every=11',
     '--config.checkpoint.keep=3',

@@ -166,6 +166,13 @@ def test_a_transposed_conv_norm_doubles_exactly(size):
     assert module.init_with_output(jax.random.key(0), random(1, 3, 5, 4))[0].shape == (1, 6, 10, 4)
 
 
+@pytest.mark.parametrize('option', [{'dilation': 2}, {'shuffled': True}])
+def test_a_transposed_conv_norm_refuses_what_it_does_not_do(option):
+    module = ConvNorm(4, stride=2, groups=2, transposed=True, **option)
+    with pytest.raises(ValueError, match='neither dilation nor shuffled'):
+        jax.eval_shape(module.init, jax.random.key(0), random(1, 3, 5, 4))
+
+
 class Mixed(nn.Module):
     """Every shape that folding knows, with two epsilons and both kinds of norm."""
 

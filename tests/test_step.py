@@ -15,6 +15,7 @@ from dsrl_jax.step import label_map, make_train_step
 CLASSES = 5
 # Declared by the original network and used by none of its paths: the activation of a strided block.
 UNUSED = {f'network/encoder/level{n}_0/eesp/module_act/slope' for n in (2, 3, 4)}
+SHORT = 'toy_network:Short'  # its layers, in a program a sixth as long
 
 
 def tiny(**changes):
@@ -40,14 +41,14 @@ def batch_of(size=4, seed=0):
 
 
 @functools.cache
-def prepared(dtype='float32', ema=0.0):
+def prepared(net=SHORT, dtype='float32'):
     """(jitted step, fresh state) of a narrow network; one compilation serves several tests."""
-    config = tiny(model__dtype=dtype, ema=ema)
+    config = tiny(model__net=net, model__dtype=dtype)
     config.optimizer.weight_decay = 0.0  # it alone would move a leaf
     network = inference.build_network(config, CLASSES)
     shapes = inference.abstract_variables(network, config)
     tx, schedule = optimizer.make_optimizer(config.optimizer, shapes['params'], 10)
-    create = functools.partial(states.create, tx=tx, ema=ema > 0)
+    create = functools.partial(states.create, tx=tx, ema=False)
     small = inference.input_size(config, config.data.size)
     variables = jax.jit(lambda k: states.init_variables(network, small, k))(jax.random.key(0))
     step = jax.jit(make_train_step(network, tx, losses.make_loss(config), config, schedule))
@@ -64,7 +65,7 @@ def prepared(dtype='float32', ema=0.0):
 
 
 def test_every_leaf_that_has_a_gradient_moves():
-    step, state = prepared()
+    step, state = prepared('espnetv2')
     new, _ = step(state, batch_of())
     still = {
         optimizer.path_name(path)
@@ -86,8 +87,8 @@ def test_duplicated_batch_gives_the_same_terms_and_update():
     (one, terms), (two, terms_two) = step(state, batch), step(state, twice)
     for name in ('ce', 'mse', 'fa', 'total'):
         np.testing.assert_allclose(terms_two[name], terms[name], rtol=1e-5)
-    # Float32 sums in another order, through sixty norms, against a first step that is small.
-    assert _distance(one.params, two.params) < 1e-2 * _distance(one.params, state.params)
+    # Float32 sums in another order: measured 2e-5.
+    assert _distance(one.params, two.params) < 1e-3 * _distance(one.params, state.params)
 
 
 def test_four_devices_equal_one():
@@ -100,16 +101,16 @@ def test_four_devices_equal_one():
     four, terms_four = step(placed, parallel.to_global(batch, mesh))
     assert len(terms_four['total'].sharding.device_set) == 4
     for name in terms:
-        np.testing.assert_allclose(terms_four[name], terms[name], rtol=2e-4)
-    assert _distance(one.params, four.params) < 5e-3 * _distance(one.params, state.params)
+        np.testing.assert_allclose(terms_four[name], terms[name], rtol=1e-5)
+    assert _distance(one.params, four.params) < 1e-3 * _distance(one.params, state.params)
 
 
 @pytest.mark.slow
 def test_bfloat16_is_close_to_float32():
-    (step, state), (step_half, _) = prepared(), prepared('bfloat16')
+    (step, state), (step_half, _) = prepared(), prepared(dtype='bfloat16')
     (_, terms), (_, half) = step(state, batch_of()), step_half(state, batch_of())
-    # The few pixels of a tiny map leave the affinity 2 to 4 % apart, whatever form convolves.
-    for name, tolerance in {'ce': 5e-3, 'mse': 5e-3, 'fa': 0.06, 'total': 0.01}.items():
+    # Measured 4e-5, 9e-5, 2e-3 and 2e-4: the affinity of few pixels is the least exact.
+    for name, tolerance in {'ce': 1e-3, 'mse': 1e-3, 'fa': 0.02, 'total': 3e-3}.items():
         assert half[name].dtype == jnp.float32
         np.testing.assert_allclose(half[name], terms[name], rtol=tolerance)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -78,8 +79,9 @@ def test_sigterm_saves_and_exits(tiny_run, tmp_path):
         *(sys.executable, '-u', '-c', 'from dsrl_jax.cli import run; run()', 'train'),
         *(f'--config={tiny_run / "config.json"}', f'--workdir={workdir}'),
     ]
+    environment = {**os.environ, 'PYTHONPATH': str(pathlib.Path(__file__).parent)}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )
     seen = []
     for line in process.stdout:

@@ -1,15 +1,16 @@
-"""A network of three convolutions, named 'toy_network:Toy' in a configuration: compiles in a blink.
+"""Networks for tests of what stands around a network, named 'toy_network:Toy' in a configuration.
 
-For tests of the loop around the network: resuming, refusing, stopping.
+Most of a test of the loop, of checkpoints or of exports is the compiling of its network.
 """
 
 from flax import linen as nn
 
-from dsrl_jax.models.layers import Conv, Convention, ConvNorm, Style
+from dsrl_jax.models import espnetv2
+from dsrl_jax.models.layers import Conv, Convention, ConvNorm, Dropout, NormAct, Style
 
 
 class Toy(nn.Module):
-    """Image [B, H, W, 3] -> scores and features at 1/2, low at 1/2, high at 1/4."""
+    """Three convolutions: image [B, H, W, 3] -> scores, features and low at 1/2, high at 1/4."""
 
     num_classes: int
     width: float = 1.0
@@ -32,4 +33,38 @@ class Toy(nn.Module):
             'low': low,
             'high': high,
             'resize': Convention('half_pixel'),
+        }
+
+
+class Short(nn.Module):
+    """ESPNetv2 with one block of each kind: every layer that trains, folds and exports, in a sixth
+    of the program.  The same strides as Toy."""
+
+    num_classes: int
+    width: float | None = None
+    dropout: float | None = None
+    style: Style = Style()
+    score_stride = feature_stride = 2
+    multiple = 8
+
+    @nn.compact
+    def __call__(self, image, train=False):
+        style = self.style
+        image = image.astype(style.dtype)
+        low = ConvNorm(8, stride=2, activation='prelu', style=style, name='level1')(image, train)
+        quarter = nn.avg_pool(image, (4, 4), (4, 4))
+        high = espnetv2.DownSampler(16, (1, 2), style, name='level2_0')(low, quarter, train)
+        high = espnetv2.EESP(16, dilations=(1, 2), style=style, name='level2_block0')(high, train)
+        wide, _ = espnetv2.PyramidPool(4, 16, style=style, name='bu_dec_l1')(high, train)
+        wide = wide.repeat(2, 1).repeat(2, 2)
+        wide = wide + espnetv2.GatedConv(16, style, name='merge_enc_dec')(low, train)
+        features = NormAct(style=style, name='bu_br')(wide, train)
+        x = Dropout(0.0, self.dropout, channels=True)(features, train)
+        scores = Conv(self.num_classes, 1, use_bias=True, style=style, name='head')(x)
+        return {
+            'scores': scores,
+            'features': features,
+            'low': low,
+            'high': high,
+            'resize': Convention('align_corners'),
         }

@@ -259,6 +259,8 @@ class ConvNorm(nn.Module):
             'name': 'conv',
         }
         if self.transposed:
+            if self.dilation != 1 or self.shuffled:
+                raise ValueError('a transposed ConvNorm has neither dilation nor shuffled groups')
             size = self.kernel_size
             padding = (size - 1) // 2 if self.padding is None else self.padding
             # The output padding that makes the output exactly stride times the input.
