@@ -15,7 +15,7 @@ from dsrl_jax.step import label_map, make_train_step
 CLASSES = 5
 # Declared by the original network and used by none of its paths: the activation of a strided block.
 UNUSED = {f'network/encoder/level{n}_0/eesp/module_act/slope' for n in (2, 3, 4)}
-SHORT = 'toy_network:Short'  # its layers, in a program a sixth as long
+SHORT = 'toy_network:Short'  # its blocks, once each
 
 
 def tiny(**changes):
@@ -91,9 +91,12 @@ def test_duplicated_batch_gives_the_same_terms_and_update():
     assert _distance(one.params, two.params) < 1e-3 * _distance(one.params, state.params)
 
 
-def test_four_devices_equal_one():
+@pytest.mark.slow
+@pytest.mark.parametrize(('net', 'rtol', 'far'), [(SHORT, 1e-5, 1e-3), ('espnetv2', 2e-4, 5e-3)])
+def test_four_devices_equal_one(net, rtol, far):
+    """`far`: of the length of the step; rounding grows through the sixty norms of ESPNetv2."""
     assert jax.device_count() == 4
-    step, state = prepared()
+    step, state = prepared(net)
     mesh = parallel.make_mesh()
     batch = batch_of(8)
     one, terms = step(state, batch)
@@ -101,8 +104,8 @@ def test_four_devices_equal_one():
     four, terms_four = step(placed, parallel.to_global(batch, mesh))
     assert len(terms_four['total'].sharding.device_set) == 4
     for name in terms:
-        np.testing.assert_allclose(terms_four[name], terms[name], rtol=1e-5)
-    assert _distance(one.params, four.params) < 1e-3 * _distance(one.params, state.params)
+        np.testing.assert_allclose(terms_four[name], terms[name], rtol=rtol)
+    assert _distance(one.params, four.params) < far * _distance(one.params, state.params)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from flax import linen as nn
 
 from dsrl_jax.models import espnetv2
 from dsrl_jax.models.layers import Conv, Convention, ConvNorm, Dropout, NormAct, Style
+from dsrl_jax.ops import resize
 
 
 class Toy(nn.Module):
@@ -37,8 +38,7 @@ class Toy(nn.Module):
 
 
 class Short(nn.Module):
-    """ESPNetv2 with one block of each kind: every layer that trains, folds and exports, in a sixth
-    of the program.  The same strides as Toy."""
+    """ESPNetv2 with one block of each kind, a much shorter program; maps of the strides of Toy."""
 
     num_classes: int
     width: float | None = None
@@ -52,11 +52,11 @@ class Short(nn.Module):
         style = self.style
         image = image.astype(style.dtype)
         low = ConvNorm(8, stride=2, activation='prelu', style=style, name='level1')(image, train)
-        quarter = nn.avg_pool(image, (4, 4), (4, 4))
+        quarter = resize.avg_pool(image, 4, 4)
         high = espnetv2.DownSampler(16, (1, 2), style, name='level2_0')(low, quarter, train)
         high = espnetv2.EESP(16, dilations=(1, 2), style=style, name='level2_block0')(high, train)
         wide, _ = espnetv2.PyramidPool(4, 16, style=style, name='bu_dec_l1')(high, train)
-        wide = wide.repeat(2, 1).repeat(2, 2)
+        wide = resize.bilinear(wide, low.shape[1:3], convention='align_corners')
         wide = wide + espnetv2.GatedConv(16, style, name='merge_enc_dec')(low, train)
         features = NormAct(style=style, name='bu_br')(wide, train)
         x = Dropout(0.0, self.dropout, channels=True)(features, train)
